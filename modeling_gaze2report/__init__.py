@@ -1,0 +1,1 @@
+"""Gaze2Report: chest X-ray reports that can be checked."""
