@@ -172,8 +172,8 @@ def check_gaze(gaze, where: str = "gaze") -> np.ndarray:
         float32 (N, 3), N >= 1. Coordinates that rounding pushed over the edge by at most 1e-6 are put back on it.
 
     Raises:
-        InputError: wrong shape, no fixation, a value that is not finite, a coordinate outside [0, 1], a duration that is
-            not positive or longer than a minute. The message names the first such fixation, counting from 0.
+        InputError: wrong shape, no fixation, a value that is not finite, a coordinate outside [0, 1], a duration that
+            is not positive or longer than a minute. The message names the first such fixation, counting from 0.
     """
     try:
         # `tolist` takes tensors of any device, gradient or precision without importing torch here.
@@ -223,8 +223,8 @@ def _region_boxes(regions) -> tuple[tuple[str, ...], np.ndarray]:
     boxes = np.asarray(regions, dtype=np.float64)
     if boxes.shape != (len(REGION_NAMES), 4):
         raise InputError(
-            f"Region boxes have shape {boxes.shape}; expected ({len(REGION_NAMES)}, 4) in the order of REGION_NAMES, or "
-            "a mapping from region name to box."
+            f"Region boxes have shape {boxes.shape}; expected ({len(REGION_NAMES)}, 4) in the order of REGION_NAMES, "
+            "or a mapping from region name to box."
         )
     return REGION_NAMES, boxes
 
