@@ -112,8 +112,8 @@ def generate_readings(seed: int, index: int, num_readers: int, image_size: int =
     canvas = Canvas(
         image_size,
         tilt=float(placing.normal(0, 0.018)),
-        scale=float(placing.uniform(0.96, 1.07)),
-        shift=(float(placing.normal(0, 0.010)), float(placing.normal(0.004, 0.010))),
+        scale=float(placing.uniform(0.88, 1.14)),
+        shift=(float(placing.normal(0, 0.018)), float(placing.normal(0.008, 0.022))),
     )
     layers = normal_layers(anatomy, canvas)
     draw_findings(findings, anatomy, canvas, layers)

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass, field
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
 from ..anatomy import REGION_NAMES
 
@@ -23,7 +23,7 @@ ZONES = ("upper", "mid", "lower")
 
 def clip01(values: np.ndarray) -> np.ndarray:
     """Values limited to [0, 1]."""
-    return np.clip(values, 0.0, 1.0)
+    return np.minimum(np.maximum(values, 0.0), 1.0)
 
 
 def round_profile(depth: np.ndarray) -> np.ndarray:
@@ -34,8 +34,11 @@ def round_profile(depth: np.ndarray) -> np.ndarray:
 
 def smooth_step(values: np.ndarray) -> np.ndarray:
     """0 below 0, 1 above 1, and a smooth ramp between."""
-    values = clip01(values)
-    return values * values * (3.0 - 2.0 * values)
+    values = np.minimum(np.maximum(values, 0.0), 1.0)
+    result = 3.0 - 2.0 * values
+    result *= values
+    result *= values
+    return result
 
 
 def blur(image: np.ndarray, sigma: float) -> np.ndarray:
@@ -71,7 +74,7 @@ def power_noise(rng: np.random.Generator, size: int, exponent: float, low_cut: f
     The spectrum is drawn for at most 64 cycles whatever the size, so that the same seed gives the same texture at every size.
     """
     cycles = 64
-    phases = rng.standard_normal((2 * cycles, cycles + 1, 2)).astype(np.float32)
+    phases = rng.standard_normal((2 * cycles, cycles + 1, 2), dtype=np.float32)
     fy = np.fft.fftfreq(2 * cycles, 1.0 / (2 * cycles))[:, None]
     fx = np.arange(cycles + 1)[None, :]
     frequency = np.hypot(fy, fx)
@@ -134,7 +137,7 @@ class Anatomy:
         bottom = 0.5 * (self.angle_y["right"] + self.angle_y["left"])
         t = np.clip((y - self.apex + 0.004) / (bottom - self.apex), 0.0, 1.2)
         return (
-            self.half_width * (1.0 - np.clip(1.0 - t, 0.0, 1.0) ** 2.7) ** 0.62 * (1.0 - 0.05 * np.maximum(t - 0.8, 0))
+            self.half_width * (1.0 - np.clip(1.0 - t, 0.0, 1.0) ** 3.4) ** 0.60 * (1.0 - 0.05 * np.maximum(t - 0.8, 0))
         )
 
     def dome_y(self, side: str, distance: np.ndarray | float) -> np.ndarray | float:
@@ -146,18 +149,8 @@ class Anatomy:
 
     def inner(self, y: float, side: str) -> float:
         """Distance |X| of the border of heart and mediastinum at height Y."""
-        border = self.mediastinum * (0.92 if side == "right" else 0.80)
-        if y > self.heart_top:
-            depth = min(1.0, (y - self.heart_top) / max(0.02, self.dome["left"] - 0.05 - self.heart_top))
-            share = 0.34 if side == "right" else 0.66
-            border = max(
-                border,
-                share
-                * self.heart_diameter
-                * math.sqrt(max(depth * (2 - depth), 0.0))
-                * (0.9 if side == "left" else 1.0),
-            )
-        return border + SIGN[side] * self.center
+        heights, right, left = silhouette(self)
+        return float(np.interp(y, heights, right if side == "right" else left)) + SIGN[side] * self.center
 
     def lung_span(self, side: str, y: float) -> tuple[float, float]:
         """|X| of the medial and the lateral border of the visible lung at height Y."""
@@ -176,9 +169,9 @@ def sample_anatomy(rng: np.random.Generator) -> Anatomy:
     sex = "F" if rng.random() < 0.46 else "M"
     habitus = float(clip01(rng.normal(0.4 if sex == "F" else 0.45, 0.22)))
     inspiration = float(clip01(rng.normal(0.62 if view == "PA" else 0.42, 0.18)))
-    half_width = float(np.clip(rng.normal(0.375 + 0.012 * (view == "AP"), 0.018), 0.33, 0.425))
+    half_width = float(np.clip(rng.normal(0.352 + 0.010 * (view == "AP"), 0.020), 0.30, 0.41))
     apex = float(rng.normal(0.125 if view == "PA" else 0.145, 0.018))
-    dome = float(0.625 + 0.145 * inspiration + rng.normal(0, 0.012))
+    dome = float(0.605 + 0.145 * inspiration + rng.normal(0, 0.012))
     ratio = float(np.clip(rng.normal(0.435 + 0.02 * (view == "AP") + 0.02 * (1 - inspiration), 0.022), 0.37, 0.485))
     clavicle = float(apex + rng.normal(0.035 if view == "PA" else 0.005, 0.012))
     hilum = float(0.40 + 0.10 * (dome - 0.7) + rng.normal(0, 0.01))
@@ -195,7 +188,7 @@ def sample_anatomy(rng: np.random.Generator) -> Anatomy:
         heart_diameter=ratio * 2 * half_width,
         heart_top=float(0.475 + 0.08 * (dome - 0.7) + rng.normal(0, 0.01)),
         heart_axis=float(rng.normal(0.62, 0.1)),
-        mediastinum=float(np.clip(rng.normal(0.066 + 0.006 * (view == "AP"), 0.005), 0.055, 0.078)),
+        mediastinum=float(np.clip(rng.normal(0.070 + 0.008 * (view == "AP"), 0.006), 0.057, 0.090)),
         knob=float(rng.uniform(0.024, 0.034)),
         knob_y=float(rng.normal(0.305, 0.012)),
         carina_y=float(rng.normal(0.355, 0.012)),
@@ -252,6 +245,18 @@ class Canvas:
         cos, sin = math.cos(tilt) / scale, math.sin(tilt) / scale
         self.X = (cos * x + sin * y).astype(np.float32)  # (H, W)
         self.Y = (-sin * x + cos * y + 0.5).astype(np.float32)
+        self._rows = np.clip((self.Y - self.TABLE[0]) * 1280, 0, 2047).astype(np.int16)
+        self._steps = np.clip(np.abs(self.X) * 1280, 0, 2047).astype(np.int16)
+
+    TABLE = (np.arange(2048) / 1280 - 0.3).astype(np.float32)
+
+    def of_height(self, function) -> np.ndarray:
+        """A function of Y over the pixels, looked up in steps of 1/1280 of the film: far quicker than powers per pixel."""
+        return np.asarray(function(self.TABLE), dtype=np.float32)[self._rows]
+
+    def of_distance(self, function) -> np.ndarray:
+        """A function of |X| over the pixels, looked up likewise."""
+        return np.asarray(function(self.TABLE - self.TABLE[0]), dtype=np.float32)[self._steps]
 
     def to_film(self, points) -> np.ndarray:
         """Chest coordinates (N, 2) -> [0, 1] of the film (N, 2)."""
@@ -295,9 +300,10 @@ class Canvas:
                 level = max(1, int(level * pixels))
             draw.line(film, fill=level, width=max(1, round(pixels)), joint="curve" if pixels > 4 else None)
         if factor > 1:
-            layer = layer.resize((self.size, self.size), Image.Resampling.BOX)
-        array = np.asarray(layer, dtype=np.float32) / 255.0
-        return blur(array, soft * self.size) if soft else array
+            layer = layer.reduce(factor)
+        if soft:
+            layer = layer.filter(ImageFilter.GaussianBlur(soft * self.size))
+        return np.asarray(layer, dtype=np.float32) * np.float32(1.0 / 255.0)
 
     def blob(self, x: float, y: float, rx: float, ry: float, angle: float = 0.0) -> np.ndarray:
         """Squared elliptic distance of every pixel from a centre: 1 on the ellipse."""
@@ -325,41 +331,53 @@ def lung_depth(anatomy: Anatomy, canvas: Canvas, side: str) -> tuple[np.ndarray,
     """Aerated depth of one lung in [0, 1] and the mask of its field; the heart is not yet taken out."""
     distance = canvas.X * np.float32(SIGN[side])
     y = canvas.Y
-    cage = anatomy.cage(y)
-    lateral = (cage - distance) / 0.15
-    medial = (distance - 0.028 - np.float32(SIGN[side] * anatomy.center)) / 0.05
-    apex = anatomy.apex + 0.05 * ((np.abs(distance) - 0.40 * anatomy.half_width) / (0.38 * anatomy.half_width)) ** 2
+    cage = canvas.of_height(anatomy.cage)
+    lateral = (cage - distance) / 0.18
+    neck = canvas.of_height(lambda y: 0.055 * clip01((anatomy.apex + 0.17 - y) / 0.17) ** 1.5)
+    medial = (distance - 0.030 - neck - np.float32(SIGN[side] * anatomy.center)) / 0.07
+    apex = anatomy.apex + 0.055 * ((np.abs(distance) - 0.42 * anatomy.half_width) / (0.36 * anatomy.half_width)) ** 2
     top = (y - apex) / 0.16
-    dome = anatomy.dome_y(side, np.abs(distance))
-    above = (dome - y) / 0.016
+    dome = canvas.of_distance(lambda distance: anatomy.dome_y(side, distance))
+    above = (dome - y) / 0.018
     depth = round_profile(lateral) * round_profile(medial) * round_profile(top)
-    behind = 0.16 * round_profile((dome + 0.07 - y) / 0.07) * clip01(1.0 - clip01(above))
-    mask = smooth_step(lateral * 10) * smooth_step(medial * 4) * smooth_step(top * 8) * smooth_step(above)
+    behind = 0.14 * round_profile((dome + 0.06 - y) / 0.06) * clip01(1.0 - clip01(above))
+    mask = smooth_step(lateral * 13) * smooth_step(medial * 5) * smooth_step(top * 8) * smooth_step(above)
     return (depth * (round_profile(above) + behind)).astype(np.float32), mask.astype(np.float32)
+
+
+def silhouette(anatomy: Anatomy) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Heights Y (K,) and the distances of the right and the left border of heart and mediastinum from their centre line."""
+    half, d, knob = anatomy.mediastinum, anatomy.heart_diameter, anatomy.knob
+    bottom = 0.5 * (anatomy.dome["left"] + anatomy.dome["right"]) + 0.035
+    top, height = anatomy.heart_top, bottom - anatomy.heart_top
+    left = [
+        (anatomy.apex - 0.10, 0.085), (anatomy.apex, 0.072), (anatomy.knob_y - 1.5 * knob, 0.80 * half), (anatomy.knob_y - 0.2 * knob, half + 0.55 * knob),
+        (anatomy.knob_y + 0.9 * knob, half + 0.35 * knob), (anatomy.knob_y + 1.9 * knob, 0.90 * half), (anatomy.knob_y + 3.3 * knob, 1.02 * half),
+        (top + 0.10 * height, max(1.08 * half, 0.24 * d)), (top + 0.35 * height, 0.43 * d), (top + 0.60 * height, 0.58 * d),
+        (top + 0.80 * height, 0.65 * d), (top + 0.93 * height, 0.62 * d), (bottom + 0.02, 0.50 * d), (bottom + 0.06, 0.30 * d),
+    ]  # fmt: skip
+    right = [
+        (anatomy.apex - 0.10, 0.080), (anatomy.apex, 0.072), (anatomy.knob_y - 0.04, 0.90 * half), (anatomy.knob_y + 0.05, 0.84 * half),
+        (top - 0.02, 0.90 * half), (top + 0.25 * height, max(0.27 * d, 0.95 * half)), (top + 0.55 * height, 0.345 * d), (top + 0.80 * height, 0.33 * d),
+        (bottom, 0.25 * d), (bottom + 0.05, 0.17 * d),
+    ]  # fmt: skip
+    heights = np.linspace(-0.2, 1.2, 1121)
+    borders = []
+    for points in (right, left):
+        ys, xs = np.array(points).T
+        curve = np.interp(heights, np.maximum.accumulate(ys + 1e-6 * np.arange(len(ys))), xs)
+        kernel = np.exp(-0.5 * (np.arange(-24, 25) / 9.6) ** 2)
+        borders.append(np.convolve(np.pad(curve, 24, mode="edge"), kernel / kernel.sum(), mode="valid"))
+    return heights, borders[0], borders[1]
 
 
 def heart_shape(anatomy: Anatomy, canvas: Canvas) -> np.ndarray:
     """Water density of heart, great vessels and aortic knob, 0 ... 1."""
-    x, y = canvas.X - np.float32(anatomy.center), canvas.Y
-    diameter = anatomy.heart_diameter
-    bottom = 0.5 * (anatomy.dome["left"] + anatomy.dome["right"]) + 0.035
-    height = bottom - anatomy.heart_top
-    # left ventricle: an ellipse pointing down and left; right atrium: a rounder one on the right
-    ventricle = canvas.blob(
-        anatomy.center + 0.20 * diameter, bottom - 0.40 * height, 0.53 * diameter, 0.46 * height, anatomy.heart_axis
-    )
-    atrium = canvas.blob(anatomy.center - 0.10 * diameter, bottom - 0.40 * height, 0.25 * diameter, 0.46 * height)
-    shape = np.maximum(round_profile((1.0 - ventricle) * 0.9), round_profile((1.0 - atrium) * 1.1))
-    half = anatomy.mediastinum
-    taper = smooth_step((y - anatomy.apex + 0.08) / 0.25)
-    right = (x + half * (0.72 + 0.2 * taper)) / 0.03
-    left = (half * (0.55 + 0.25 * taper) - x) / 0.03
-    column = round_profile(right) * round_profile(left) * smooth_step((bottom - y) / 0.1)
-    knob = canvas.blob(anatomy.center + half * 0.80, anatomy.knob_y, anatomy.knob, anatomy.knob * 1.25)
-    trunk = canvas.blob(anatomy.center + half * 0.72, anatomy.knob_y + 0.10, anatomy.knob * 1.0, anatomy.knob * 1.9)
-    shape = np.maximum(shape, 0.85 * column)
-    shape = np.maximum(shape, 0.8 * round_profile(1.0 - knob))
-    return np.maximum(shape, 0.65 * round_profile(1.0 - trunk)).astype(np.float32)
+    x = canvas.X - np.float32(anatomy.center)
+    heights, right, left = silhouette(anatomy)
+    to_right = (x + canvas.of_height(lambda y: np.interp(y, heights, right))) / 0.050
+    to_left = (canvas.of_height(lambda y: np.interp(y, heights, left)) - x) / 0.065
+    return (round_profile(to_right) * round_profile(to_left)).astype(np.float32)
 
 
 def vessel_strokes(anatomy: Anatomy, rng: np.random.Generator) -> list[tuple[list, float, float]]:
@@ -371,7 +389,7 @@ def vessel_strokes(anatomy: Anatomy, rng: np.random.Generator) -> list[tuple[lis
         hy = anatomy.hilum_y[side]
         angles = np.linspace(-1.25, 1.42, 11) + rng.normal(0, 0.09, 11)
         for angle in angles:
-            width = 0.0125 * (1.15 if angle > 0.2 else 0.8) * rng.uniform(0.75, 1.2)
+            width = 0.0115 * (1.15 if angle > 0.2 else 0.75) * rng.uniform(0.7, 1.2)
             start = (hx, hy + 0.05 * math.sin(angle))
             _grow(items, rng, anatomy, side, start, float(angle), width, 0)
         # the hilum itself: pulmonary artery and its descending branch
@@ -393,7 +411,7 @@ def _grow(items, rng, anatomy, side, start, angle, width, level):
     draws = rng.random(8).tolist()
     for k in range(3):
         step = (0.018 + 0.016 * draws[k]) * (0.75 + 0.5 * width / 0.012)
-        angle += 0.34 * (draws[3 + k] - 0.5)
+        angle += 0.55 * (draws[3 + k] - 0.5)
         x, y = x + sign * step * math.cos(angle), y + step * math.sin(angle)
         points.append((x, y))
     items.append((points, width, min(1.0, 0.30 + 45 * width)))
@@ -420,17 +438,24 @@ def rib_y(anatomy: Anatomy, rib: int, u: float, part: str = "posterior") -> floa
 def ribs(anatomy: Anatomy, canvas: Canvas) -> np.ndarray:
     """Attenuation of the ribs."""
     distance = np.abs(canvas.X)
-    wall = anatomy.half_width * np.sqrt(clip01((canvas.Y - anatomy.apex + 0.06) / 0.25)) * 1.0
-    wall = np.maximum(anatomy.cage(canvas.Y) + 0.012, 0.3 * wall)
+    wall = canvas.of_height(
+        lambda y: np.maximum(
+            anatomy.cage(y) + 0.012, 0.3 * anatomy.half_width * np.sqrt(clip01((y - anatomy.apex + 0.06) / 0.25))
+        )
+    )
     u = distance / np.maximum(wall, 0.05)
+    steps = np.minimum(u * 1000, 1050).astype(np.int16)
+    grid = np.arange(1051) / 1000
     origin = anatomy.apex - 0.045 + anatomy.rib_phase
     total = np.zeros_like(distance)
-    for part, strength, thick in (("posterior", 0.30, 0.33), ("anterior", 0.20, 0.36)):
-        phase = (canvas.Y - rib_line(anatomy, np.minimum(u, 1.05), part) - origin) / np.float32(anatomy.rib_spacing)
+    for part, strength, thick in (("posterior", 0.34, 0.40), ("anterior", 0.20, 0.42)):
+        phase = (canvas.Y - rib_line(anatomy, grid, part).astype(np.float32)[steps] - origin) / np.float32(
+            anatomy.rib_spacing
+        )
         number = np.round(phase)
         offset = np.abs(phase - number) / (thick * 0.5)
-        inside = smooth_step((1.0 - offset) * 3.0)
-        cortex = 0.55 + 0.75 * clip01(offset) ** 3
+        inside = smooth_step((1.0 - offset) * 2.0)
+        cortex = 0.75 + 0.45 * clip01(offset) ** 3
         present = (number >= 1) & (number <= (11 if part == "posterior" else 7))
         if part == "anterior":
             extent = smooth_step((u - 0.42 - 0.03 * np.maximum(number - 4, 0)) / 0.10)
@@ -458,7 +483,7 @@ def skeleton(anatomy: Anatomy, canvas: Canvas) -> np.ndarray:
     bone = ribs(anatomy, canvas)
     clavicles = canvas.strokes([(clavicle_line(anatomy, side), 0.027, 0.8) for side in SIDES], soft=0.0025)
     core = canvas.strokes([(clavicle_line(anatomy, side), 0.015, 0.8) for side in SIDES], soft=0.004)
-    bone = bone + 0.55 * clavicles - 0.18 * core
+    bone = bone + 0.42 * clavicles - 0.12 * core
     blades = []
     for side in SIDES:
         sign, base = SIGN[side], anatomy.half_width * (1.06 - 0.24 * anatomy.scapula_in)
@@ -477,36 +502,40 @@ def skeleton(anatomy: Anatomy, canvas: Canvas) -> np.ndarray:
             )
         )
         blades.append(([(sign * (base + 0.0), top + 0.085), (sign * (base + 0.12), top + 0.02)], 0.022, 0.8))
-    bone = bone + 0.30 * canvas.strokes(blades, soft=0.004)
+    bone = bone + 0.20 * canvas.strokes(blades, soft=0.006)
     for side in SIDES:
         head = canvas.blob(SIGN[side] * (anatomy.half_width + 0.135), anatomy.clavicle_y[side] + 0.06, 0.045, 0.05)
         shaft = canvas.blob(SIGN[side] * (anatomy.half_width + 0.175), anatomy.clavicle_y[side] + 0.26, 0.030, 0.21)
-        bone = bone + 0.5 * np.maximum(round_profile(1.0 - head), 0.9 * round_profile(1.0 - shaft))
+        bone = bone + 0.30 * np.maximum(round_profile(1.0 - head), 0.9 * round_profile(1.0 - shaft))
     x = np.abs(canvas.X - np.float32(0.25 * anatomy.center))
     spacing = 0.040 + 0.012 * clip01(canvas.Y)
     vertebra = 0.5 + 0.5 * np.cos(2 * np.pi * (canvas.Y + anatomy.rib_phase) / spacing)
     column = round_profile((0.040 - x) / 0.02)
     spine = column * (0.42 + 0.10 * smooth_step(vertebra * 1.6 - 0.2))
     spine = spine + 0.10 * np.exp(-((x / 0.007) ** 2)) * smooth_step(vertebra * 2 - 0.9)
-    return (bone + 0.9 * spine).astype(np.float32)
+    below = clip01((canvas.Y - min(anatomy.dome.values()) - 0.05) / 0.08)
+    return (bone * (1.0 - 0.65 * below) + 0.42 * spine).astype(np.float32)
 
 
 def trunk(anatomy: Anatomy, canvas: Canvas) -> np.ndarray:
     """Attenuation of the soft tissue of neck, shoulders, chest wall, breasts and abdomen."""
     distance, y = np.abs(canvas.X), canvas.Y
-    wall = 0.045 + 0.055 * anatomy.habitus
-    shoulder_y = min(anatomy.clavicle_y.values()) - 0.035
+    wall = 0.055 + 0.065 * anatomy.habitus
+    shoulder_y = min(anatomy.clavicle_y.values()) - 0.05
     neck = 0.115 + 0.03 * anatomy.habitus
     slope = clip01((y - shoulder_y + 0.075) / 0.10)
     flank = anatomy.half_width + wall + 0.01 * anatomy.habitus
     arm = smooth_step((0.56 - y) / 0.30)
     edge = neck + (0.58 - neck) * slope**0.8
-    edge = edge * arm + np.minimum(edge, flank + 0.05 * smooth_step((y - 0.75) / 0.25) * anatomy.habitus) * (1 - arm)
+    edge = edge * arm + np.minimum(edge, flank + 0.08 * smooth_step((y - 0.6) / 0.35) * anatomy.habitus) * (1 - arm)
     thickness = (0.62 + 0.38 * round_profile((edge - distance) / 0.30)) * round_profile((edge - distance) / 0.045)
-    vertical = 0.80 + 0.28 * smooth_step((y - 0.15) / 0.75)
+    vertical = 0.96 + 0.24 * smooth_step((y - 0.35) / 0.40)
     body = (2.05 + 0.55 * anatomy.habitus) * thickness * vertical
     axilla = smooth_step((distance - anatomy.half_width - 0.5 * wall) / 0.05)
-    body = body * (1.0 - 0.30 * axilla)
+    body = body * (1.0 - 0.16 * axilla)
+    domes = {side: canvas.of_distance(lambda distance, side=side: anatomy.dome_y(side, distance)) for side in SIDES}
+    dome = np.where(canvas.X < 0, domes["right"], domes["left"])
+    body = body * (1.0 + 0.20 * smooth_step((y - dome) / 0.07) * smooth_step((flank - distance) / 0.06))
     if anatomy.breast > 0:
         for side in SIDES:
             sign = SIGN[side]
@@ -550,7 +579,7 @@ def normal_layers(anatomy: Anatomy, canvas: Canvas) -> Layers:
     air = np.maximum(tube, 0.55 * bronchi)
     if anatomy.stomach_bubble:
         bubble = canvas.blob(0.19, anatomy.dome["left"] + 0.065, 0.075 * anatomy.stomach_bubble + 0.02, 0.030)
-        flat = smooth_step((canvas.Y - anatomy.dome_y("left", np.abs(canvas.X)) - 0.016) / 0.012)
+        flat = smooth_step((canvas.Y - canvas.of_distance(lambda d: anatomy.dome_y("left", d)) - 0.016) / 0.012)
         air = np.maximum(air, 0.9 * round_profile(1.0 - bubble) * flat)
     zeros = np.zeros_like(lung)
     layers = Layers(
@@ -598,8 +627,8 @@ def _draw_look_alikes(anatomy: Anatomy, canvas: Canvas, layers: Layers) -> None:
 class Exposure:
     """How the film was taken and processed."""
 
-    level: float  # log exposure; 0 is right
-    contrast: float
+    lung_level: float  # grey of the darkest lung, 0 ... 1
+    heart_level: float  # grey of the heart
     scatter: float
     noise: float
     sharpen: float
@@ -621,8 +650,8 @@ def sample_exposure(rng: np.random.Generator, view: str) -> Exposure:
         x = rng.uniform(0.88, 0.95) if letter == "L" else rng.uniform(0.05, 0.12)
         marker = (letter, float(x), float(rng.uniform(0.05, 0.13)), float(rng.uniform(0.03, 0.05)))
     return Exposure(
-        level=float(rng.normal(0, 0.10 + 0.06 * portable)),
-        contrast=float(np.clip(rng.normal(1.0, 0.12), 0.7, 1.35) * (0.9 if portable else 1.0)),
+        lung_level=float(np.clip(rng.normal(0.26 + 0.09 * portable, 0.085), 0.06, 0.48)),
+        heart_level=float(np.clip(rng.normal(0.80, 0.06), 0.62, 0.92)),
         scatter=float(rng.uniform(0.10, 0.28) + 0.10 * portable),
         noise=float(rng.uniform(0.006, 0.016) * (1.5 if portable else 1.0)),
         sharpen=float(rng.uniform(0.2, 0.9)),
@@ -647,30 +676,32 @@ def expose(
     """
     size = canvas.size
     texture = power_noise(np.random.default_rng(anatomy.texture_seed), size, 1.1, low_cut=5.0)
-    aerated = layers.lung * (1.0 - 0.78 * layers.heart) * (1.0 - layers.haze)
+    aerated = layers.lung * (1.0 - 0.90 * layers.heart) * (1.0 - layers.haze)
     attenuation = layers.body * (1.0 - 0.62 * aerated) * (1.0 - 0.20 * layers.air)
     attenuation += (
         0.55 * layers.heart * np.minimum(layers.body, 1.0) + layers.bone * np.minimum(layers.body, 1.0) + layers.extra
     )
-    in_lung = clip01(layers.lung * 1.3) * (1.0 - 0.8 * layers.haze)
-    attenuation += in_lung * (0.36 * layers.vessels + 0.040 * texture)
+    in_lung = clip01(layers.lung * 1.3) * (1.0 - 0.8 * layers.haze) * (1.0 - 0.85 * layers.heart)
+    attenuation += in_lung * (0.34 * layers.vessels + 0.050 * texture)
     attenuation += np.float32(0.02) * np.minimum(layers.body, 1.0) * power_noise(rng, size, 1.6, low_cut=2.0)
     transmitted = np.exp(-attenuation)
     primary = transmitted
     scattered = blur(transmitted, 0.09 * size)
     signal = (1.0 - exposure.scatter) * primary + exposure.scatter * scattered
-    grain = rng.standard_normal((size, size)).astype(np.float32)
+    grain = rng.standard_normal((size, size), dtype=np.float32)
     signal = signal * (1.0 + exposure.noise * grain / np.sqrt(np.maximum(signal, 0.02)) * math.sqrt(0.25))
     density = -np.log(np.maximum(signal, 1e-3))
     density = blur(density, 0.45)
     density = density + exposure.sharpen * 0.5 * (density - blur(density, 0.035 * size))
-    # auto-ranging, as a reading device does: from the darkest lung to the abdomen
-    inside = density[int(0.15 * size) : int(0.95 * size) : 4, int(0.12 * size) : int(0.88 * size) : 4]
-    low, high = np.percentile(inside, (2.0, 97.0))
+    # auto-ranging, as a reading device does: from the darkest lung to the heart; the abdomen may saturate
+    inside = density[int(0.15 * size) : int(0.80 * size) : 4, int(0.15 * size) : int(0.85 * size) : 4]
+    low, high = np.percentile(inside, (4.0, 88.0))
     scaled = (density - low) / max(float(high - low), 0.3)
-    tone = 0.16 + 0.70 * scaled * exposure.contrast + 0.06 * (1 - exposure.contrast) + 0.25 * exposure.level
-    film = 1.0 / (1.0 + np.exp(-5.2 * (tone - 0.5)))
-    film = clip01((film - 0.045) / 0.90)
+    tone = exposure.lung_level + (exposure.heart_level - exposure.lung_level) * scaled
+    # linear in the middle, bent at both ends
+    film = np.where(tone > 0.75, 1.0 - 0.25 * np.exp(-(tone - 0.75) / 0.25), tone)
+    film = np.where(film < 0.25, 0.25 * np.exp(np.minimum(film - 0.25, 0.0) / 0.25), film) - 0.02
+    film = clip01(film)
     if exposure.marker:
         letter, x, y, height = exposure.marker
         lines = [[(x + height * px, y + height * py) for px, py in line] for line in MARKER_STROKES[letter]]

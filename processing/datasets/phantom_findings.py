@@ -346,7 +346,7 @@ def _edema(finding, anatomy, canvas, layers, rng):
         hx = sign * (anatomy.mediastinum + 0.055) + anatomy.center
         d = canvas.blob(hx, hy, 0.12 + 0.07 * s, 0.17 + 0.08 * s)
         wing = np.exp(-0.9 * d) * layers.reach[side]
-        _add_haze(layers, (0.14 + 0.58 * s) * wing * clip01(0.85 + 0.25 * texture))
+        _add_haze(layers, (0.16 + 0.58 * s) * wing * (0.95 + 0.07 * texture))
         lines = []
         for _ in range(int(4 + 14 * s)):  # septal lines meet the side wall at right angles
             y = rng.uniform(anatomy.dome[side] - 0.16, anatomy.angle_y[side] - 0.05)
@@ -358,7 +358,7 @@ def _edema(finding, anatomy, canvas, layers, rng):
     cephalad = smooth_step((anatomy.dome["right"] - 0.10 - canvas.Y) / 0.3)
     layers.vessels = layers.vessels * (1.0 + (0.25 + 0.5 * s) * cephalad)
     both = layers.reach["left"] + layers.reach["right"]
-    layers.extra += (0.010 + 0.020 * s) * texture * both
+    layers.extra += (0.006 + 0.010 * s) * texture * both
 
 
 def _effusion(finding, anatomy, canvas, layers, rng):
@@ -372,7 +372,9 @@ def _effusion(finding, anatomy, canvas, layers, rng):
         level = anatomy.angle_y[side] - height - (0.025 + 0.075 * s) * clip01((u - 0.45) / 0.55) ** 2.5
         level = level + 0.12 * (1 - s) * clip01(0.75 - u)
         fluid = smooth_step((canvas.Y - level) / (0.018 + 0.03 * s) + 0.5)
-        wall = smooth_step((anatomy.cage(canvas.Y) + 0.01 - distance) / 0.01) * smooth_step((distance - 0.03) / 0.02)
+        wall = smooth_step((canvas.of_height(anatomy.cage) + 0.01 - distance) / 0.01) * smooth_step(
+            (distance - 0.03) / 0.02
+        )
         fluid = fluid * wall * smooth_step((anatomy.angle_y[side] + 0.03 - canvas.Y) / 0.02)
         _add_haze(layers, (0.72 + 0.26 * s) * fluid)
         layers.extra += (0.05 + 0.12 * s) * fluid * layers.reach[side]
@@ -392,7 +394,7 @@ def _pneumothorax(finding, anatomy, canvas, layers, rng):
     reach = 0.35 + 0.55 * s  # how far down the side wall it runs
     down = clip01((canvas.Y - anatomy.apex) / span / reach)
     inset = (0.012 + 0.095 * s) * (1.0 - down**2.0)
-    lung_edge = anatomy.cage(canvas.Y - depth * 0.9) - inset
+    lung_edge = canvas.of_height(lambda y: anatomy.cage(y - depth * 0.9)) - inset
     gap = distance - lung_edge  # positive in the air
     inside = layers.reach[side] * smooth_step((1.0 - down) * 8.0)
     air = smooth_step(gap / 0.004 + 0.5) * inside
@@ -412,7 +414,7 @@ def _pleural(finding, anatomy, canvas, layers, rng):
     s, side = finding.strength, finding.side
     sign = SIGN[side]
     distance = canvas.X * np.float32(sign)
-    cage = anatomy.cage(canvas.Y)
+    cage = canvas.of_height(anatomy.cage)
     wave = 0.5 + 0.35 * _texture(finding.seed, canvas, 5.0)
     if finding.kind == "apical cap":
         thick = (0.014 + 0.030 * s) * clip01(wave + 0.3)
@@ -531,7 +533,7 @@ def _atelectasis(finding, anatomy, canvas, layers, rng):
             layers.extra += (0.15 + 0.32 * s) * canvas.strokes(bands, soft=0.0015) * layers.reach[side]
             finding.boxes.append((low[0] - 0.01, low[1] - 0.012, high[0] + 0.01, high[1] + 0.012))
         else:
-            dome = anatomy.dome_y(side, np.abs(canvas.X))
+            dome = canvas.of_distance(lambda d, side=side: anatomy.dome_y(side, d))
             above = (dome - canvas.Y) / (0.06 + 0.07 * s)
             wedge = (
                 smooth_step(1.0 - above) * layers.reach[side] * clip01(0.8 + 0.2 * _texture(finding.seed, canvas, 7.0))

@@ -28,7 +28,6 @@ SURVEY = np.array(
         [0.1, 0.1, 0, 0, 0.1, 0.1, 0.2, 0.1],
     ]
 )
-SURVEY_PEAK = float(SURVEY.max())
 DEGREE = 1.0 / 27.0  # one degree of visual angle in film widths
 TOPIC_REGIONS = {
     "devices": ("trachea", "upper mediastinum", "right clavicle", "left clavicle"),
@@ -77,27 +76,42 @@ def make_reader(seed: int, number: int) -> Reader:
     )
 
 
-def _survey_density(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The survey map at points of the film, bilinear between cell centres, scaled to a peak of 1."""
-    gx, gy = np.clip(x * 8 - 0.5, 0, 6.999), np.clip(y * 8 - 0.5, 0, 6.999)
-    ix, iy = gx.astype(int), gy.astype(int)
-    fx, fy = gx - ix, gy - iy
-    value = (SURVEY[iy, ix] * (1 - fx) + SURVEY[iy, ix + 1] * fx) * (1 - fy)
-    value += (SURVEY[iy + 1, ix] * (1 - fx) + SURVEY[iy + 1, ix + 1] * fx) * fy
-    return value / SURVEY_PEAK
+GRID = 64  # densities are looked up on a GRID x GRID table
+_CENTRES = (np.arange(GRID) + 0.5) / GRID
 
 
-def _target_density(x: np.ndarray, y: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Mixture of Gaussians over target boxes (K, 4) at points (M,)."""
+def _survey_table() -> np.ndarray:
+    """The survey map on the table, (GRID, GRID), bilinear between cell centres, scaled to a peak of 1."""
+    at = np.clip(_CENTRES * 8 - 0.5, 0, 6.999)
+    low = at.astype(int)
+    part = at - low
+    rows = SURVEY[low] * (1 - part)[:, None] + SURVEY[low + 1] * part[:, None]
+    table = rows[:, low] * (1 - part) + rows[:, low + 1] * part
+    return table / table.max()
+
+
+SURVEY_TABLE = _survey_table()
+
+
+def target_table(boxes: np.ndarray, focus: float) -> np.ndarray:
+    """The survey mixed with Gaussians over target boxes (K, 4), (GRID, GRID); `focus` is the share of the targets."""
     cx, cy = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
     sx, sy = np.maximum(0.30 * (boxes[:, 2] - boxes[:, 0]), 0.03), np.maximum(0.30 * (boxes[:, 3] - boxes[:, 1]), 0.03)
-    d = ((x[:, None] - cx) / sx) ** 2 + ((y[:, None] - cy) / sy) ** 2
-    return np.exp(-0.5 * d).max(axis=1)
+    across = np.exp(-0.5 * ((_CENTRES - cx[:, None]) / sx[:, None]) ** 2)  # (K, GRID)
+    down = np.exp(-0.5 * ((_CENTRES - cy[:, None]) / sy[:, None]) ** 2)
+    targets = (down[:, :, None] * across[:, None, :]).max(axis=0)
+    return (1 - focus) * SURVEY_TABLE + focus * targets
 
 
 TURNS = np.linspace(-math.pi, math.pi, 73)[:-1]
-_TURN_WEIGHT = 1.0 + 0.30 * np.cos(2 * TURNS) + 0.12 * (np.abs(TURNS) > 3 * math.pi / 4)
-TURN_CDF = np.cumsum(_TURN_WEIGHT / _TURN_WEIGHT.sum())
+_TURN_WEIGHT = 1.0 + 0.34 * np.cos(2 * TURNS) + 0.36 * np.cos(TURNS)
+# turns of equal probability, so that a uniform draw picks one
+TURN_QUANTILES = np.interp(
+    (np.arange(1024) + 0.5) / 1024, np.cumsum(_TURN_WEIGHT) / _TURN_WEIGHT.sum(), TURNS + math.pi / 72
+)
+RETURN_FADE = 0.50 * 0.8 ** np.arange(3, -1, -1)  # oldest first
+CANDIDATES = 20  # proposed saccades
+MIRROR = 0.13  # chance of a saccade to the mirrored place
 
 
 class Scan:
@@ -113,7 +127,7 @@ class Scan:
     def fixate(self, x: float, y: float, dwell: float = 1.0) -> None:
         """Adds a fixation at a place."""
         rng = self.rng
-        self.noise = 0.12 * self.noise + math.sqrt(1 - 0.12**2) * float(rng.normal())
+        self.noise = 0.05 * self.noise + math.sqrt(1 - 0.05**2) * float(rng.normal())
         duration = math.exp(-1.335 + self.reader.duration_shift + 0.48 * self.noise) * dwell
         if self.x:
             self.heading = math.atan2(y - self.y[-1], x - self.x[-1])
@@ -124,43 +138,42 @@ class Scan:
         self.duration.append(min(3.0, max(0.08, duration)))
         self.time += self.duration[-1]
 
-    def wander(self, boxes: np.ndarray | None, focus: float, dwell: float = 1.0) -> None:
+    def wander(self, table: np.ndarray, dwell: float = 1.0) -> None:
         """Moves on by one saccade towards what the density favours.
 
         Args:
-            boxes: (K, 4) targets of the moment, or None for the survey.
-            focus: share of the targets in the density.
+            table: (GRID, GRID) density of the moment.
             dwell: factor on the duration.
         """
         rng = self.rng
         if not self.x:
-            self.fixate(
-                float(np.clip(rng.normal(0.52, 0.20), 0.08, 0.92)), float(np.clip(rng.normal(0.47, 0.16), 0.06, 0.92))
-            )
+            x, y = rng.normal(0.52, 0.20), rng.normal(0.47, 0.16)
+            self.fixate(min(0.92, max(0.08, float(x))), min(0.92, max(0.06, float(y))))
             return
-        count = 20
-        amplitude = np.exp(rng.normal(-1.72, 0.80, count))
-        turn = TURNS[np.minimum(np.searchsorted(TURN_CDF, rng.random(count)), 71)] + rng.uniform(-0.044, 0.044, count)
-        angle = self.heading + turn
-        x, y = self.x[-1] + amplitude * np.cos(angle), self.y[-1] + 0.92 * amplitude * np.sin(angle)
+        amplitude = np.exp(-1.42 + 0.84 * rng.standard_normal(CANDIDATES))
+        draws = rng.random(CANDIDATES + 2)
+        angle = self.heading + TURN_QUANTILES[(draws[:-2] * len(TURN_QUANTILES)).astype(np.intp)]
+        x, y = self.x[-1] + amplitude * np.cos(angle), self.y[-1] + 0.82 * amplitude * np.sin(angle)
+        if draws[-2] < MIRROR:  # compare with the other side
+            x[:3] = 1.0 - self.x[-1] + 0.04 * (draws[:3] - 0.5)
+            y[:3] = self.y[-1] + 0.12 * (draws[3:6] - 0.5)
+            x[3:] = -1.0
+        column, row = (x * GRID).astype(np.intp), (y * GRID).astype(np.intp)
         inside = (x > 0.01) & (x < 0.99) & (y > 0.01) & (y < 0.99)
-        density = _survey_density(x, y)
-        if boxes is not None:
-            density = (1 - focus) * density + focus * _target_density(x, y, boxes)
-        weight = np.where(inside, density + 1e-4, 0.0)
-        for back in range(2, min(5, len(self.x)) + 1):  # inhibition of return, fading over the last fixations
-            d2 = (x - self.x[-back]) ** 2 + (y - self.y[-back]) ** 2
-            weight = weight * (1.0 - 0.75 * 0.8 ** (back - 2) * np.exp(-d2 / (2 * (1.4 * DEGREE) ** 2)))
-        total = weight.sum()
-        if total <= 0:
-            self.fixate(
-                float(np.clip(rng.normal(0.5, 0.2), 0.05, 0.95)),
-                float(np.clip(rng.normal(0.47, 0.15), 0.05, 0.95)),
-                dwell,
-            )
+        weight = np.where(inside, table[row * inside, column * inside] + 1e-4, 0.0)
+        # inhibition of return, fading over the last fixations
+        back = min(4, len(self.x) - 1)
+        if back:
+            dx = x - np.array(self.x[-1 - back : -1])[:, None]
+            dy = y - np.array(self.y[-1 - back : -1])[:, None]
+            blocked = RETURN_FADE[-back:, None] * np.exp((dx * dx + dy * dy) * (-0.5 / (1.4 * DEGREE) ** 2))
+            weight = weight * (1.0 - blocked).prod(axis=0)
+        sums = weight.cumsum()
+        if sums[-1] <= 0:  # no proposal stays on the film: start again near the middle
+            x, y = rng.normal(0.5, 0.2), rng.normal(0.47, 0.15)
+            self.fixate(min(0.95, max(0.05, float(x))), min(0.95, max(0.05, float(y))), dwell)
             return
-        chosen = int(np.searchsorted(np.cumsum(weight / total), rng.random()))
-        chosen = min(chosen, count - 1)
+        chosen = min(int(sums.searchsorted(draws[-1] * sums[-1], side="right")), CANDIDATES - 1)
         self.fixate(float(x[chosen]), float(y[chosen]), dwell)
 
     def inspect(self, box, fixations: int, midline: float) -> None:
@@ -177,7 +190,7 @@ class Scan:
                 )
                 continue
             if k > 0 and rng.random() < 0.35:
-                self.wander(np.asarray([box]), 0.8, 1.25)
+                self.wander(target_table(np.asarray([box]), 0.8), 1.25)
                 continue
             x, y = (
                 float(np.clip(cx + sx * rng.normal(), 0.01, 0.99)),
@@ -215,7 +228,7 @@ def read_film(
     midline = 0.5 * (regions[0][0] + regions[6][2])
     region = dict(zip(REGION_NAMES, regions, strict=True))
     for _ in range(min(reader.survey, max(3, wanted // 2))):
-        scan.wander(None, 0.0)
+        scan.wander(SURVEY_TABLE)
     words = [len(sentence.text.split()) for sentence in sentences]
     left = max(len(sentences), wanted - len(scan.x))
     seen_at = []
@@ -230,8 +243,9 @@ def read_film(
                 scan.inspect(box, max(2, share // min(3, len(boxes))), midline)
         else:
             targets = np.asarray([region[name] for name in TOPIC_REGIONS[sentence.topic]])
+            table = target_table(targets, 0.55)
             for _ in range(share):
-                scan.wander(targets, 0.55)
+                scan.wander(table)
     fixations = []
     for x, y, onset, duration in zip(scan.x, scan.y, scan.onset, scan.duration, strict=True):
         x, y = x + rng.normal(0, 0.44 * DEGREE / math.sqrt(2)), y + rng.normal(0, 0.44 * DEGREE / math.sqrt(2))
