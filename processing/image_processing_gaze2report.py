@@ -42,7 +42,7 @@ MAX_PIXELS = 100_000_000
 MIN_SIDE = 16
 
 # The decoders of these formats only parse bytes; others that Pillow offers start programs (EPS) or hold no films.
-_PILLOW_FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "WEBP")
+_PILLOW_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
 _DICOM_SUFFIXES = (".dcm", ".dicom")
 # Allow-list: nothing else of a DICOM header, and so nothing about the patient, is ever read.
 _DICOM_ELEMENTS = [
@@ -103,11 +103,11 @@ def load_film(
     orientation tag of a file is applied first: "original image" means the upright image everywhere.
 
     Args:
-        source: path of a PNG, JPEG, TIFF, BMP, WebP or DICOM file, `http(s)` address, base64 string, `PIL.Image.Image`,
-            NumPy array or tensor of shape (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels, or a `Film`, which is
-            returned as it is.
+        source: path of a PNG, JPEG, TIFF, BMP, WebP or DICOM file, `http(s)` address, base64 string,
+            `PIL.Image.Image`, NumPy array or tensor of shape (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels, or
+            a `Film`, which is returned as it is.
         name (`str`, *optional*): what messages call the image; default the path, or "the image".
-        input_data_format (`str`, *optional*): `"channels_first"` or `"channels_last"`; default by the shape of the array.
+        input_data_format (`str`, *optional*): `"channels_first"` or `"channels_last"`; default by the array's shape.
         window_percentiles (`tuple[float, float]`): percentiles of the pixel values that become black and white.
         max_pixels (`int`): larger images are refused before they are decoded.
         min_side (`int`): images with a shorter side in pixels are refused.
@@ -117,7 +117,7 @@ def load_film(
 
     Raises:
         InputError: the image cannot be read completely, is no film (several frames, colour DICOM), is blank, too small
-            or too large, holds values that are not finite, or declares burnt-in annotation. The message names the image.
+            or too large, holds values that are not finite, or declares burnt-in text. The message names the image.
     """
     if isinstance(source, Film):
         return source
@@ -159,9 +159,7 @@ def _read_bytes(source) -> tuple[bytes, str, str]:
         try:
             return base64.b64decode(text.rpartition(",")[2], validate=True), "the inline image", "inline image"
         except binascii.Error as error:
-            raise InputError(
-                f"The inline image is not valid base64 text ({error}); it begins {text[:40]!r}."
-            ) from error
+            raise InputError(f"{text[:40]!r}... is neither a file nor base64 text ({error}).") from error
     try:
         data = Path(text).read_bytes()
     except (OSError, ValueError) as error:
@@ -187,7 +185,10 @@ def _check_size(width: int, height: int, label: str, max_pixels: int, min_side: 
 
 def _levels_from_image_file(data, label, window_percentiles, max_pixels, min_side):
     try:
-        image = PIL.Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS)
+        with warnings.catch_warnings():
+            # `max_pixels` decides, not Pillow's lower threshold for a warning.
+            warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
+            image = PIL.Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS)
     except PIL.UnidentifiedImageError as error:
         raise InputError(f"{label} is not a PNG, JPEG, TIFF, BMP, WebP or DICOM image.") from error
     except PIL.Image.DecompressionBombError as error:
@@ -195,6 +196,7 @@ def _levels_from_image_file(data, label, window_percentiles, max_pixels, min_sid
     except Exception as error:  # Pillow's parsers raise whatever a broken header leads them to
         raise InputError(f"{label} has a broken header: {error}.") from error
     with image:
+        # MPO is how cameras write JPEG: the further frames are small copies of the first.
         if getattr(image, "is_animated", False) and image.format != "MPO":
             raise InputError(f"{label} holds {image.n_frames} frames or pages; give one film per file.")
         return _levels_from_pillow(image, label, window_percentiles, max_pixels, min_side)
@@ -212,6 +214,8 @@ def _levels_from_pillow(image, label, window_percentiles, max_pixels, min_side):
         return _window(np.asarray(upright), label, window_percentiles), []
     if upright.mode in ("1", "L") and "transparency" not in upright.info:
         return np.asarray(upright.convert("L")), []
+    if upright.mode == "La":
+        upright = upright.convert("LA")
     if upright.has_transparency_data:
         black = PIL.Image.new("RGBA", upright.size, (0, 0, 0, 255))
         upright = PIL.Image.alpha_composite(black, upright.convert("RGBA"))
@@ -269,17 +273,18 @@ def _channels_last(array, label, input_data_format):
 
 def _grey_from_colour(colour: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Luminance of (H, W, 3), in the same dtype, and a warning where the channels truly differ."""
+    # Every eighth row and column is enough to tell a photograph from chroma noise.
+    sample = colour[::8, ::8].astype(np.float64)
+    spread = np.ptp(sample, axis=-1).mean()
     red, green, blue = np.moveaxis(colour, -1, 0)
-    if np.array_equal(red, green) and np.array_equal(green, blue):
+    if spread == 0 and np.array_equal(red, green) and np.array_equal(green, blue):
         return np.ascontiguousarray(red), []
     if colour.dtype == np.uint8:
         grey = np.asarray(PIL.Image.fromarray(np.ascontiguousarray(colour)).convert("L"))
     else:
         grey = (colour @ np.asarray(_LUMINANCE)).astype(colour.dtype)
-    # Every eighth row and column is enough to tell a photograph from chroma noise.
-    sample = colour[::8, ::8].astype(np.float64)
-    full_range = 255.0 if colour.dtype == np.uint8 else max(float(np.ptp(sample)), np.finfo(np.float64).tiny)
-    if np.ptp(sample, axis=-1).mean() > _COLOUR_TOLERANCE * full_range:
+    full_range = 255.0 if colour.dtype == np.uint8 else float(np.ptp(sample))
+    if spread > _COLOUR_TOLERANCE * full_range:
         return grey, ["The picture is coloured; only its brightness is used. Is it a film?"]
     return grey, []
 
@@ -572,8 +577,8 @@ class Gaze2ReportImageProcessor(PilBackend):
             images = make_flat_list_of_images(images, expected_ndims=expected_ndims)
         except (AttributeError, ValueError) as error:
             raise InputError(
-                f"The images are a {type(images).__name__} that is not an image or a list of images; expected paths, PIL "
-                "images, NumPy arrays or tensors of shape (H, W), (H, W, C) or (C, H, W), or lists of them."
+                f"The images are a {type(images).__name__} that is not an image or a list of images; expected paths, "
+                "PIL images, NumPy arrays or tensors of shape (H, W), (H, W, C) or (C, H, W), or lists of them."
             ) from error
         if len(images) == 0:
             raise InputError("There is no image to process: the list is empty.")
@@ -649,10 +654,7 @@ def _fit(levels: np.ndarray, side: int, resample) -> np.ndarray:
     box = LetterBox(*levels.shape, side)
     if levels.shape == (box.resized_height, box.resized_width):
         return levels
-    image = PIL.Image.fromarray(levels)
-    # Large films are first averaged down by a whole number to three times the target, which changes the result by less
-    # than the rounding to 8 bits and saves most of the time.
-    return np.asarray(image.resize((box.resized_width, box.resized_height), resample, reducing_gap=3.0))
+    return np.asarray(PIL.Image.fromarray(levels).resize((box.resized_width, box.resized_height), resample))
 
 
 def _centre(levels: np.ndarray, side: int, pad_value: int) -> np.ndarray:
