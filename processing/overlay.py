@@ -5,6 +5,7 @@ lightness, so they keep their order in grey print and for colour-blind readers; 
 Okabe and Ito, which was made for the same readers. The footer stands below the film, not on it.
 """
 
+import bisect
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -289,12 +290,12 @@ def _with_footer(canvas, caption, unit) -> Image.Image:
 
 def _shortened(text: str, font, room: float) -> str:
     """The text on one line, its end cut off where it is wider than `room` pixels."""
-    text = " ".join(text.split())
+    # No letter is narrower than a pixel; the cut keeps the measuring of endless texts short.
+    text = " ".join(text.split())[: int(room) + 1]
     if font.getlength(text) <= room:
         return text
-    while text and font.getlength(text + "...") > room:
-        text = text[:-1]
-    return text + "..."
+    kept = bisect.bisect_right(range(len(text)), room, key=lambda letters: font.getlength(text[:letters] + "..."))
+    return text[: max(0, kept - 1)] + "..."
 
 
 @lru_cache(maxsize=32)
