@@ -244,7 +244,7 @@ def test_labels_of_boxes_at_one_place_do_not_hide_each_other():
     for box, colour in zip(boxes, colours, strict=True):
         alone = label_ground(drawn(flat(), boxes=[box]), colour)
         assert alone > 500
-        assert label_ground(together, colour) >= 0.9 * alone
+        assert label_ground(together, colour) >= 0.7 * alone
 
 
 def test_a_label_does_not_hide_a_fixation():
