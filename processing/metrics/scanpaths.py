@@ -12,8 +12,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from ..anatomy import REGIONS
+from ..anatomy import REGION_NAMES, REGIONS
 from ..errors import InputError
+from ..gaze_geometry import regions_of_points
 
 Size = tuple[float, float]
 
@@ -374,9 +375,9 @@ class DynamicTimeWarping:
 class RegionSequence:
     """Region-sequence score (ours): the sequence score with anatomical regions as letters. 1 = identical.
 
-    Each fixation becomes the smallest of the 17 regions that holds it, or "outside"; equal letters score 1, gaps and
-    unequal letters 0 (Needleman-Wunsch), and the score is divided by the longer length. It compares readings in the
-    terms a radiologist would use, and needs no clusters computed from other people's data.
+    Each fixation becomes the smallest of the 17 regions that holds it, the nearest one close by, or "outside"; equal
+    letters score 1, gaps and unequal letters 0 (Needleman-Wunsch), and the score is divided by the longer length. It
+    compares readings in the terms a radiologist would use, and needs no clusters computed from other people's data.
 
     Attributes:
         duration_bin_s: repeat letters int(duration / bin) times; None leaves durations out.
@@ -419,13 +420,13 @@ class RegionSequence:
 
 
 def region_indices(fixations: np.ndarray, regions=None) -> np.ndarray:
-    """Index of the smallest region that holds each fixation, -1 for none; shape (N,)."""
-    boxes = np.array([region.typical_box for region in REGIONS] if regions is None else regions, dtype=np.float64)
-    x, y = fixations[:, :1], fixations[:, 1:2]
-    inside = (x >= boxes[:, 0]) & (x <= boxes[:, 2]) & (y >= boxes[:, 1]) & (y <= boxes[:, 3])
-    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    area = np.where(inside, area, np.inf)
-    return np.where(inside.any(axis=1), area.argmin(axis=1), -1)
+    """Index of the region at each fixation as `regions_of_points` finds it, -1 for none; shape (N,)."""
+    names = regions_of_points(fixations, _TYPICAL_REGIONS if regions is None else regions)
+    return np.array([_REGION_INDEX[name] for name in names], dtype=np.int64)
+
+
+_TYPICAL_REGIONS = np.array([region.typical_box for region in REGIONS])
+_REGION_INDEX = {None: -1} | {name: index for index, name in enumerate(REGION_NAMES)}
 
 
 @dataclass(frozen=True)
@@ -468,39 +469,3 @@ class ScanpathMetrics:
             extra = (regions,) if isinstance(metric, RegionSequence) else ()
             scores.append(np.atleast_1d(metric(predicted, reference, size, *extra)))
         return np.concatenate(scores)
-
-
-def centroid_agreement(predicted, reference) -> dict[str, float]:
-    """Agreement of gaze centroids, as in GazeX: intraclass correlation of x and of y, and mean cosine similarity.
-
-    The intraclass correlation is ICC(2,1): two-way random effects, absolute agreement, single measurement (Shrout &
-    Fleiss 1979). Fewer than two pairs, or centroids without any spread, give NaN.
-
-    Args:
-        predicted, reference: centroids in [0, 1], shape (n, 2), one row an image or a gaze cluster.
-    """
-    predicted, reference = np.asarray(predicted, dtype=np.float64), np.asarray(reference, dtype=np.float64)
-    if predicted.shape != reference.shape or predicted.ndim != 2 or predicted.shape[1] != 2:
-        raise InputError(f"centroids: shapes {predicted.shape} and {reference.shape}; expected two of (n, 2)")
-    norms = np.linalg.norm(predicted, axis=1) * np.linalg.norm(reference, axis=1)
-    cosine = (predicted * reference).sum(axis=1)[norms > 0] / norms[norms > 0]
-    return {
-        "icc_x": intraclass_correlation(np.stack([predicted[:, 0], reference[:, 0]], axis=1)),
-        "icc_y": intraclass_correlation(np.stack([predicted[:, 1], reference[:, 1]], axis=1)),
-        "centroid_cosine": float(cosine.mean()) if cosine.size else float("nan"),
-    }
-
-
-def intraclass_correlation(ratings) -> float:
-    """ICC(2,1) of an (n targets, k raters) table: two-way random effects, absolute agreement, single measurement."""
-    ratings = np.asarray(ratings, dtype=np.float64)
-    n, k = ratings.shape
-    if n < 2 or k < 2:
-        return float("nan")
-    mean = ratings.mean()
-    rows = k * ((ratings.mean(axis=1) - mean) ** 2).sum() / (n - 1)
-    columns = n * ((ratings.mean(axis=0) - mean) ** 2).sum() / (k - 1)
-    total = ((ratings - mean) ** 2).sum()
-    error = (total - rows * (n - 1) - columns * (k - 1)) / ((n - 1) * (k - 1))
-    denominator = rows + (k - 1) * error + k * (columns - error) / n
-    return float((rows - error) / denominator) if denominator > 0 else float("nan")

@@ -1,0 +1,295 @@
+"""What a run of metrics leaves behind: `metrics.json`, a table to read, and `model-index` entries for a model card."""
+
+import math
+from dataclasses import dataclass, field
+from importlib import metadata
+
+from .files import plain
+
+SCHEMA = "gaze2report.metrics/1"
+
+# Heading, then (metric, what the table calls it, arrow for the better direction), in the order of a paper's table.
+_GROUPS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
+    (
+        "Report text",
+        (
+            ("bleu_1", "BLEU-1", "↑"),
+            ("bleu_2", "BLEU-2", "↑"),
+            ("bleu_3", "BLEU-3", "↑"),
+            ("bleu_4", "BLEU-4", "↑"),
+            ("rouge_l", "ROUGE-L", "↑"),
+            ("meteor", "METEOR", "↑"),
+            ("cider", "CIDEr", "↑"),
+            ("bertscore_f1", "BERTScore F1", "↑"),
+        ),
+    ),
+    (
+        "Clinical content",
+        (
+            ("chexpert_rules_micro_f1_14", "CheXpert rules F1-14 micro", "↑"),
+            ("chexpert_rules_macro_f1_14", "CheXpert rules F1-14 macro", "↑"),
+            ("chexpert_rules_micro_f1_5", "CheXpert rules F1-5 micro", "↑"),
+            ("chexpert_rules_macro_f1_5", "CheXpert rules F1-5 macro", "↑"),
+            ("chexbert_micro_f1_14", "CheXbert F1-14 micro", "↑"),
+            ("chexbert_macro_f1_14", "CheXbert F1-14 macro", "↑"),
+            ("chexbert_micro_f1_5", "CheXbert F1-5 micro", "↑"),
+            ("chexbert_macro_f1_5", "CheXbert F1-5 macro", "↑"),
+            ("radgraph_f1", "RadGraph F1", "↑"),
+            ("ratescore", "RaTEScore", "↑"),
+            ("green", "GREEN", "↑"),
+            ("radcliq_v1", "RadCliQ-v1", "↓"),
+        ),
+    ),
+    (
+        "Scanpaths",
+        (
+            ("scanmatch", "ScanMatch", "↑"),
+            ("scanmatch_duration", "ScanMatch with duration", "↑"),
+            ("multimatch_shape", "MultiMatch shape", "↑"),
+            ("multimatch_direction", "MultiMatch direction", "↑"),
+            ("multimatch_length", "MultiMatch length", "↑"),
+            ("multimatch_position", "MultiMatch position", "↑"),
+            ("multimatch_duration", "MultiMatch duration", "↑"),
+            ("sed", "String edit distance", "↓"),
+            ("stde", "STDE", "↑"),
+            ("dtw", "DTW (px)", "↓"),
+            ("region_sequence", "Region sequence", "↑"),
+            ("centroid_icc_x", "Centroid ICC x", "↑"),
+            ("centroid_icc_y", "Centroid ICC y", "↑"),
+            ("centroid_cosine", "Centroid cosine", "↑"),
+        ),
+    ),
+    (
+        "Saliency",
+        (
+            ("nss", "NSS", "↑"),
+            ("cc", "CC", "↑"),
+            ("kld", "KLD (nat)", "↓"),
+            ("sim", "SIM", "↑"),
+            ("auc_judd", "AUC-Judd", "↑"),
+            ("sauc", "Shuffled AUC", "↑"),
+            ("ig_bits", "Information gain (bit)", "↑"),
+        ),
+    ),
+    (
+        "Places, findings, answers",
+        (
+            ("miou", "mIoU", "↑"),
+            ("hit_rate_iou_30", "Hits at IoU 0.3", "↑"),
+            ("hit_rate_iou_50", "Hits at IoU 0.5", "↑"),
+            ("map_50", "mAP at 0.5", "↑"),
+            ("map", "mAP", "↑"),
+            ("pointing_game", "Pointing game", "↑"),
+            ("auroc_macro", "AUROC macro", "↑"),
+            ("f1_macro", "F1 macro", "↑"),
+            ("answer_accuracy", "Answer accuracy", "↑"),
+            ("answer_token_f1", "Answer token F1", "↑"),
+        ),
+    ),
+)
+_TITLES = {name: (title, arrow) for _, rows in _GROUPS for name, title, arrow in rows}
+
+
+@dataclass
+class Results:
+    """Scores of one run.
+
+    Attributes:
+        n: number of cases.
+        protocol: name of the protocol.
+        settings: every parameter.
+        metrics: `{"value", "ci95"}` by metric.
+        comparisons: paired comparisons by the name of the other system, or of the control.
+        unavailable: why a metric has no value, and what to do about it.
+        extra: further sections, such as the human ceiling.
+    """
+
+    n: int
+    protocol: str
+    settings: dict
+    metrics: dict[str, dict]
+    comparisons: dict[str, dict] = field(default_factory=dict)
+    unavailable: dict[str, str] = field(default_factory=dict)
+    extra: dict = field(default_factory=dict)
+
+    def to_json(self) -> dict:
+        """The contents of `metrics.json`; a metric without a finite value moves to `unavailable`."""
+        metrics, unavailable = {}, dict(self.unavailable)
+        for name, record in self.metrics.items():
+            if math.isfinite(record["value"]):
+                metrics[name] = record
+            else:
+                unavailable.setdefault(name, "not defined on any of these cases")
+        return plain(
+            {
+                "schema": SCHEMA,
+                "n": self.n,
+                "protocol": self.protocol,
+                "settings": self.settings | {"package_version": package_version()},
+                "metrics": metrics,
+                "comparisons": self.comparisons,
+                "unavailable": unavailable,
+                **self.extra,
+            }
+        )
+
+    def to_markdown(self, title: str = "Metrics") -> str:
+        return render_markdown(self.to_json(), title)
+
+
+def package_version() -> str:
+    try:
+        return metadata.version("gaze2report")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def metric_title(name: str) -> str:
+    """What tables call a metric, with an arrow for its better direction."""
+    title, arrow = _TITLES.get(name, (name, ""))
+    return f"{title} {arrow}".strip()
+
+
+def ordered_metrics(names) -> list[str]:
+    """Metric names in the order of the tables; names unknown to them follow."""
+    known = [name for name in _TITLES if name in names]
+    return known + [name for name in names if name not in _TITLES]
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number as tables show it; a dash for none."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
+def interval(record: dict) -> str:
+    """Value and interval of a metric, as "0.412 [0.390, 0.431]"."""
+    low, high = record.get("ci95", (None, None))
+    return f"{number(record['value'])} [{number(low)}, {number(high)}]"
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table; the first column is left-aligned, the others right."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "|".join([":--"] + ["--:"] * (len(header) - 1)) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def render_markdown(results: dict, title: str = "Metrics") -> str:
+    """`metrics.json` as a page to read: tables like a paper's, then what could not run, then the parameters."""
+    parts = [
+        f"# {title}",
+        f"{results['n']} cases, protocol `{results['protocol']}`. Brackets: 95 % bootstrap intervals.",
+    ]
+    ceiling = results.get("human_ceiling", {}).get("metrics", {})
+    placed = set()
+    for heading, rows in _GROUPS:
+        names = [name for name, _, _ in rows if name in results["metrics"]]
+        if names:
+            placed.update(names)
+            parts.append(f"## {heading}")
+            parts.append(_metric_table(names, results["metrics"], ceiling))
+    others = [name for name in results["metrics"] if name not in placed]
+    if others:
+        parts += ["## Further", _metric_table(others, results["metrics"], ceiling)]
+    if results.get("controls"):
+        parts += ["## Controls", render_controls(results["controls"])]
+    for other, comparison in results.get("comparisons", {}).items():
+        if not results.get("controls"):
+            parts += [f"## Compared with {other}", _comparison_table(comparison)]
+    if results.get("unavailable"):
+        parts.append("## Not available")
+        parts.append("\n".join(f"* `{name}`: {reason}" for name, reason in sorted(results["unavailable"].items())))
+    parts += ["## Settings", "\n".join(f"* {key}: `{value}`" for key, value in results["settings"].items())]
+    return "\n\n".join(parts) + "\n"
+
+
+def _metric_table(names: list[str], metrics: dict, ceiling: dict) -> str:
+    header, with_ceiling = ["Metric", "Score"], any(name in ceiling for name in names)
+    rows = [[metric_title(name), interval(metrics[name])] for name in names]
+    if with_ceiling:
+        header.append("Human ceiling")
+        for name, row in zip(names, rows, strict=True):
+            row.append(interval(ceiling[name]) if name in ceiling else "–")
+    return table(header, rows)
+
+
+def _comparison_table(comparison: dict) -> str:
+    rows = []
+    for name in ordered_metrics(comparison):
+        record = comparison[name]
+        low, high = record["ci95"]
+        difference = f"{_signed(record['difference'])} [{_signed(low)}, {_signed(high)}]"
+        rows.append([metric_title(name), difference, number(record["p"], 4), number(record["p_holm"], 4)])
+    return table(["Metric", "Difference", "p", "p (Holm)"], rows)
+
+
+def _signed(value: float | None) -> str:
+    return "–" if value is None or not math.isfinite(value) else f"{value:+.3f}"
+
+
+def render_controls(controls: dict) -> str:
+    """The one table of gaze sources: scores in the first row's system, paired differences in the others.
+
+    Args:
+        controls: `{"baseline": name, "rows": {name: {"metrics": ..., "differences": ...}}}` as from
+        `controls.compare_sources`.
+    """
+    baseline = controls["baseline"]
+    names = ordered_metrics(controls["rows"][baseline]["metrics"])
+    rows = []
+    for source, row in controls["rows"].items():
+        cells = [f"**{source}**" if source == baseline else source]
+        for name in names:
+            record = row["metrics"].get(name)
+            cell = "–" if record is None else number(record["value"])
+            difference = row.get("differences", {}).get(name)
+            if difference is not None:
+                low, high = difference["ci95"]
+                star = "*" if (difference["p_holm"] or 1) < 0.05 else ""
+                cell += f" ({_signed(difference['difference'])} [{_signed(low)}, {_signed(high)}]{star})"
+            cells.append(cell)
+        rows.append(cells)
+    note = (
+        f"Differences from **{baseline}** in parentheses with paired 95 % bootstrap intervals; * p < 0.05 after Holm's "
+        "correction over all of this table."
+    )
+    return table(["Gaze", *[metric_title(name) for name in names]], rows) + "\n\n" + note
+
+
+def model_index(
+    results: dict,
+    model_name: str,
+    dataset_name: str,
+    dataset_type: str,
+    task_type: str = "image-text-to-text",
+    split: str = "test",
+) -> list[dict]:
+    """Results as the `model-index` of a model card's front matter.
+
+    Args:
+        results: contents of a `metrics.json`.
+        model_name: name of the model.
+        dataset_name: name of the data set, for people.
+        dataset_type: its Hub id, or a name of letters, digits, `-` and `_`.
+        task_type: the Hub's name of the task.
+        split: which split was scored.
+    """
+    metrics = []
+    for name in ordered_metrics(results["metrics"]):
+        record = results["metrics"][name]
+        low, high = record.get("ci95", (None, None))
+        entry = {"type": name, "value": round(record["value"], 4), "name": metric_title(name).rstrip(" ↑↓")}
+        if low is not None and high is not None:
+            entry["name"] += f" (95 % CI {low:.3f} to {high:.3f}, n = {results['n']}, protocol {results['protocol']})"
+        metrics.append(entry)
+    return [
+        {
+            "name": model_name,
+            "results": [
+                {
+                    "task": {"type": task_type},
+                    "dataset": {"name": dataset_name, "type": dataset_type, "split": split},
+                    "metrics": metrics,
+                }
+            ],
+        }
+    ]
