@@ -1,3 +1,16 @@
+# Copyright 2026 The Gaze2Report authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """Image processor: any file or array that holds a chest film becomes a letter-boxed, normalised square.
 
 Whatever the source, a film is first brought to 8-bit display levels (0 black, 255 white, dense tissue bright), the form
@@ -29,7 +42,8 @@ from transformers.image_utils import (
     SizeDict,
     make_flat_list_of_images,
 )
-from transformers.utils import logging
+from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.utils import auto_docstring, logging
 
 from .errors import InputError
 from .gaze_geometry import LetterBox
@@ -276,13 +290,12 @@ def _grey_from_colour(colour: np.ndarray) -> tuple[np.ndarray, list[str]]:
     # Every eighth row and column is enough to tell a photograph from chroma noise.
     sample = colour[::8, ::8].astype(np.float64)
     spread = np.ptp(sample, axis=-1).mean()
-    red, green, blue = np.moveaxis(colour, -1, 0)
-    if spread == 0 and np.array_equal(red, green) and np.array_equal(green, blue):
-        return np.ascontiguousarray(red), []
     if colour.dtype == np.uint8:
         grey = np.asarray(PIL.Image.fromarray(np.ascontiguousarray(colour)).convert("L"))
     else:
-        grey = (colour @ np.asarray(_LUMINANCE)).astype(colour.dtype)
+        # Rounding must not lift the luminance of white over white, which would take [0, 1] for another scale.
+        grey = (colour @ np.asarray(_LUMINANCE)).clip(colour.min(), colour.max())
+        grey = (np.rint(grey) if colour.dtype.kind in "ui" else grey).astype(colour.dtype)
     full_range = 255.0 if colour.dtype == np.uint8 else float(np.ptp(sample))
     if spread > _COLOUR_TOLERANCE * full_range:
         return grey, ["The picture is coloured; only its brightness is used. Is it a film?"]
@@ -491,27 +504,18 @@ def _lookup_table(item) -> tuple[int, np.ndarray]:
 # -- the processor ----------------------------------------------------------------------------------------------------
 
 
-class Gaze2ReportImageProcessor(PilBackend):
-    r"""
+@auto_docstring(
+    custom_intro="""
     Brings films to display levels, letter-boxes them into a square and normalises them; needs no torchvision.
 
-    `images` is one image or a (nested) list of images, each anything that [`load_film`] takes. The result is a
+    `images` is one image or a (nested) list of images, each anything that `load_film` takes. The result is a
     `BatchFeature` with `pixel_values`, float32 (B, C, S, S) with as many channels of the same film as `image_mean` has
-    entries (3), and `image_sizes`, int64 (B, 2): height and width of each original image, from which [`LetterBox`]
-    computes how points and boxes move.
-
-    Args:
-        size (`dict[str, int]`, *optional*, defaults to `{"height": 224, "width": 224}`): the square.
-        resample (`int`, *optional*, defaults to bicubic): Pillow's filter, always antialiased.
-        do_resize, do_pad (`bool`, *optional*, defaults to `True`): fit the film into the square with its aspect ratio
-            kept, and centre it between bars. Coordinates of [`LetterBox`] hold with both on.
-        do_rescale, rescale_factor, do_normalize, image_mean, image_std: (level * rescale_factor - mean) / std, with
-            level from 0 to 255.
-        pad_value (`int`, *optional*, defaults to 0): level of the bars, before normalisation.
-        window_percentiles, max_pixels, min_side: see [`load_film`]. These and `pad_value` belong to the processor
-            and cannot be given per call.
+    entries (3), and `image_sizes`, int64 (B, 2): height and width of each original image, from which `LetterBox`
+    computes how points and boxes move. `do_resize` fits the film into the square with its aspect ratio kept and
+    `do_pad` centres it between bars; coordinates of `LetterBox` hold with both on, as they are by default.
     """
-
+)
+class Gaze2ReportImageProcessor(PilBackend):
     size = {"height": 224, "width": 224}
     resample = PILImageResampling.BICUBIC
     image_mean = IMAGENET_STANDARD_MEAN
@@ -529,8 +533,19 @@ class Gaze2ReportImageProcessor(PilBackend):
         window_percentiles: tuple[float, float] = WINDOW_PERCENTILES,
         max_pixels: int = MAX_PIXELS,
         min_side: int = MIN_SIDE,
-        **kwargs,
+        **kwargs: Unpack[ImagesKwargs],
     ):
+        r"""
+        pad_value (`int`, *optional*, defaults to 0):
+            Display level of the bars, 0 to 255, before normalisation. This and the next three belong to the processor
+            and cannot be given per call.
+        window_percentiles (`tuple[float, float]`, *optional*, defaults to `(0.5, 99.5)`):
+            Percentiles of the pixel values that become black and white where nothing says how to display them.
+        max_pixels (`int`, *optional*, defaults to 100000000):
+            Larger images are refused before they are decoded.
+        min_side (`int`, *optional*, defaults to 16):
+            Images with a shorter side, in pixels, are refused.
+        """
         super().__init__(**kwargs)
         low, high = window_percentiles
         if not 0 <= low < high <= 100:

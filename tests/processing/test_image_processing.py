@@ -163,6 +163,12 @@ def test_the_orientation_tag_is_applied(tmp_path, suffix):
     assert film.pixels[0].mean() < 20 < 235 < film.pixels[-1].mean()
 
 
+def test_a_camera_file_with_a_preview_is_its_first_picture(tmp_path):
+    picture, preview = Image.fromarray(ramp()), Image.fromarray(ramp()[::2, ::2].copy())
+    path = saved(picture, tmp_path / "camera.jpg", format="MPO", save_all=True, append_images=[preview])
+    assert (load_film(path).height, load_film(path).width) == (40, 64)
+
+
 def test_base64_text_is_read(tmp_path):
     data = base64.b64encode(saved(Image.fromarray(ramp()), tmp_path / "film.png").read_bytes()).decode()
     np.testing.assert_array_equal(load_film("data:image/png;base64," + data).pixels, ramp())
@@ -227,6 +233,13 @@ def test_channels_stand_first_or_last(channels, first, kind):
         array = np.moveaxis(array, -1, 0)
     image = torch.from_numpy(np.ascontiguousarray(array)) if kind == "torch" else array
     np.testing.assert_array_equal(load_film(image).pixels, ramp())
+
+
+@pytest.mark.parametrize(("dtype", "top"), [(np.uint8, 255), (np.uint16, 65535), (np.float32, 1), (np.float64, 1)])
+def test_equal_channels_are_the_film_itself(dtype, top):
+    values = ramp(dtype=dtype, top=top)
+    colour = np.repeat(values[..., None], 3, axis=2)
+    np.testing.assert_array_equal(load_film(colour).pixels, load_film(values).pixels)
 
 
 def test_16_bit_alpha_is_applied():
@@ -810,6 +823,12 @@ def test_no_image_is_refused(processor, images):
 def test_the_size_must_be_a_square(size):
     with pytest.raises(ValueError, match="size must be a square"):
         Gaze2ReportImageProcessor(size=size)(ramp())
+
+
+@pytest.mark.parametrize("option", ["window_percentiles", "max_pixels", "min_side", "pad_value", "padvalue"])
+def test_settings_of_the_processor_cannot_be_given_per_call(processor, option):
+    with pytest.raises(TypeError, match=option):
+        processor(ramp(), **{option: 1})
 
 
 def test_cropping_is_refused(processor):
