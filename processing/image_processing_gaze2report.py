@@ -288,8 +288,8 @@ def _channels_last(array, label, input_data_format):
 def _grey_from_colour(colour: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Luminance of (H, W, 3), in the same dtype, and a warning where the channels truly differ."""
     # Every eighth row and column is enough to tell a photograph from chroma noise.
-    sample = colour[::8, ::8].astype(np.float64)
-    spread = np.ptp(sample, axis=-1).mean()
+    sample = np.array(np.moveaxis(colour[::8, ::8], -1, 0), dtype=np.float64, order="C")
+    spread = np.ptp(sample, axis=0).mean()
     if colour.dtype == np.uint8:
         grey = np.asarray(PIL.Image.fromarray(np.ascontiguousarray(colour)).convert("L"))
     else:
@@ -646,9 +646,15 @@ class Gaze2ReportImageProcessor(PilBackend):
                 levels = _fit(levels, side, resample)
             if do_pad:
                 levels = _centre(levels, side, self.pad_value)
-            # Levels are whole numbers, so normalising is a look-up.
-            squares.append(table[:, levels])  # (C, S, S)
-        pixel_values = np.stack(squares) if len({square.shape for square in squares}) == 1 else squares
+            squares.append(levels)
+        # Levels are whole numbers, so normalising is a look-up.
+        if len({square.shape for square in squares}) == 1:
+            pixel_values = np.empty((len(squares), len(table), *squares[0].shape), dtype=np.float32)
+            for square, normalised in zip(squares, pixel_values, strict=True):
+                # No level is out of range; "clip" only spares NumPy a second buffer, and most of the time.
+                table.take(square, axis=1, out=normalised, mode="clip")
+        else:
+            pixel_values = [table.take(square, axis=1) for square in squares]
         image_sizes = np.array([image.shape[1:] for image in images], dtype=np.int64)
         return BatchFeature({"pixel_values": pixel_values, "image_sizes": image_sizes}, tensor_type=return_tensors)
 
