@@ -34,7 +34,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch_geometric.data import Data
-from torch_geometric.nn.conv import MessagePassing, TransformerConv
+from torch_geometric.nn.conv import TransformerConv
+from torch_geometric.nn.dense import Linear as GraphLinear
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -279,19 +280,23 @@ class Gaze2ReportFusionPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     main_input_name = "patches"
     supports_gradient_checkpointing = True
+    # The attention of this part is its own, in fp32: what the towers are told to use is no reason to refuse it.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
     _no_split_modules = ["Gaze2ReportGraphLayer"]
 
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
         restore_grid_buffers(module)
-        if isinstance(module, MessagePassing):
-            # PyG's own Linear is no nn.Linear, and its reset writes past transformers' guard of loaded weights.
-            for name, parameter in module.named_parameters():
-                if name.endswith("bias"):
-                    init.zeros_(parameter)
-                else:
-                    init.xavier_uniform_(parameter)
+        if isinstance(module, GraphLinear):
+            # PyG's own Linear is no nn.Linear, and its reset writes past transformers' guard of loaded weights. The
+            # convolution above it has no parameter of its own, which is why transformers never shows it to this method.
+            init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
         elif isinstance(module, Gaze2ReportRegionPooling):
             init.copy_(module.members, module.compute_members())
         elif isinstance(module, Gaze2ReportFusionModel):

@@ -96,6 +96,11 @@ class Gaze2ReportPerceptionPreTrainedModel(PreTrainedModel):
     config: Gaze2ReportPerceptionConfig
     base_model_prefix = "model"
     main_input_name = "patch_states"
+    # The attention of this part is its own, in fp32: what the towers are told to use is no reason to refuse it.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
 
     @torch.no_grad()
     def _init_weights(self, module):

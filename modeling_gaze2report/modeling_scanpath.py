@@ -242,7 +242,11 @@ class Gaze2ReportScanpathPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     main_input_name = "patches"
     supports_gradient_checkpointing = True
+    # The attention of this part is its own, in fp32: what the towers are told to use is no reason to refuse it.
     _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
     _no_split_modules = ["Gaze2ReportScanpathEncoderLayer", "Gaze2ReportScanpathDecoderLayer"]
 
     @torch.no_grad()
