@@ -103,7 +103,7 @@ class CheXbert:
             )
             config = AutoConfig.from_pretrained(self.bert, local_files_only=local_files_only, cache_dir=cache_dir)
         except (OSError, ValueError) as error:
-            remedy = "give its folder, or run once with network access"
+            remedy = "give its folder with --bert DIR, or fetch it with --download"
             raise MetricUnavailable(self.name, f"no configuration and tokenizer of {self.bert!r}: {remedy}") from error
         path = self._find_checkpoint(local_files_only, cache_dir)
         try:
@@ -205,11 +205,13 @@ class RadEvalMetric:
     Attributes:
         name: name of the metric here.
         key: name of the metric there.
+        output: key of its values per report in what it returns.
         higher_is_better: its direction.
     """
 
     name: str
     key: str
+    output: str
     higher_is_better: bool = True
     requires: str = "the radeval package and its weights from the Hub"
 
@@ -231,14 +233,14 @@ class RadEvalMetric:
 
             # Its vendored RadGraph still imports the package by its former name.
             sys.modules.setdefault("RadEval", radeval)
-            self._evaluator = radeval.RadEval(metrics=[self.key], per_sample=True)
+            self._evaluator = radeval.RadEval(metrics=[self.key], per_sample=True, show_progress=False)
         except Exception as error:
             raise MetricUnavailable(self.name, f"radeval could not load it: {_first_line(error)}") from error
 
     def statistics(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, Statistics]:
         try:
             output = self._evaluator(refs=list(references), hyps=list(predictions))
-            values = np.asarray(output[self.key], dtype=np.float64).ravel()
+            values = np.asarray(output[self.output], dtype=np.float64).ravel()
         except Exception as error:
             raise MetricUnavailable(self.name, f"radeval could not compute it: {_first_line(error)}") from error
         if len(values) != len(predictions):
@@ -288,7 +290,7 @@ class BertScore:
                 device=self.device,
             )
         except Exception as error:
-            reason = f"encoder {str(self.model)!r} could not be loaded ({_first_line(error)}): give its folder"
+            reason = f"encoder {str(self.model)!r} could not be loaded: give its folder with --bertscore-model"
             raise MetricUnavailable(self.name, reason) from error
         limit = getattr(config, "max_position_embeddings", 512)
         self._scorer._tokenizer.model_max_length = min(self._scorer._tokenizer.model_max_length, limit, 512)
@@ -332,10 +334,10 @@ def default_backends(
     return [
         CheXbert(checkpoint=chexbert, bert=bert, device=device),
         BertScore(device=device) if bertscore_model is None else BertScore(bertscore_model, device=device),
-        RadEvalMetric("radgraph_f1", "radgraph"),
-        RadEvalMetric("ratescore", "ratescore"),
-        RadEvalMetric("green", "green"),
-        RadEvalMetric("radcliq_v1", "radcliq", higher_is_better=False),
+        RadEvalMetric("radgraph_f1", "radgraph", "radgraph_partial"),
+        RadEvalMetric("ratescore", "ratescore", "ratescore"),
+        RadEvalMetric("green", "green", "green"),
+        RadEvalMetric("radcliq_v1", "radcliq", "radcliqv1", higher_is_better=False),
     ]
 
 

@@ -17,8 +17,12 @@ import numpy as np
 from ..errors import DataError, InputError
 
 
-def read_json_lines(path: str | os.PathLike) -> Iterator[tuple[int, dict]]:
+def read_json_lines(path: str | os.PathLike, failures: list[str] | None = None) -> Iterator[tuple[int, dict]]:
     """Line number and record of each line of a JSONL file; empty lines are skipped.
+
+    Args:
+        path: the file.
+        failures: receives the message of each bad line, which is then passed over; None raises at the first.
 
     Raises:
         InputError: the file cannot be opened.
@@ -26,24 +30,35 @@ def read_json_lines(path: str | os.PathLike) -> Iterator[tuple[int, dict]]:
     """
     try:
         with open(path, "rb") as file:
-            yield from _json_lines(path, file)
+            yield from _json_lines(path, file, failures)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def _json_lines(path, file) -> Iterator[tuple[int, dict]]:
+def _json_lines(path, file, failures: list[str] | None) -> Iterator[tuple[int, dict]]:
     for number, line in enumerate(file, start=1):
         if not line.strip():
             continue
         try:
-            record = json.loads(line.decode("utf-8-sig"))
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}, line {number}: not UTF-8 text") from error
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {number}: no JSON ({error.msg}); expected one object a line") from error
-        if not isinstance(record, dict):
-            raise DataError(f"{path}, line {number}: a JSON {type(record).__name__}; expected an object")
+            record = _json_record(line)
+        except ValueError as error:
+            if failures is None:
+                raise DataError(f"{path}, line {number}: {error}") from error
+            failures.append(f"{path}, line {number}: {error}")
+            continue
         yield number, record
+
+
+def _json_record(line: bytes) -> dict:
+    try:
+        record = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError("not UTF-8 text") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"no JSON ({error.msg}); expected one object a line") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"a JSON {type(record).__name__}; expected an object")
+    return record
 
 
 def _required_text(path, number: int, record: dict, key: str) -> str:

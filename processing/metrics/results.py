@@ -88,6 +88,8 @@ _GROUPS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
     ),
 )
 _TITLES = {name: (title, arrow) for _, rows in _GROUPS for name, title, arrow in rows}
+# The same scores under another convention or choice.
+_VARIANTS = {"_uncertain_positive": ", uncertain = positive", "_best": ", best reader"}
 
 
 @dataclass
@@ -146,6 +148,10 @@ def package_version() -> str:
 
 def metric_title(name: str) -> str:
     """What tables call a metric, with an arrow for its better direction."""
+    for ending, words in _VARIANTS.items():
+        base = name.removesuffix(ending)
+        if base != name and base in _TITLES:
+            return f"{_TITLES[base][0]}{words} {_TITLES[base][1]}"
     title, arrow = _TITLES.get(name, (name, ""))
     return f"{title} {arrow}".strip()
 

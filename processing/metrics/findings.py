@@ -1,0 +1,118 @@
+"""Findings and answers: AUROC and F1 that say which classes they rest on, answer accuracy and token F1."""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..errors import InputError
+from ..report_labels import FINDINGS
+from .statistics import Statistics, mean_statistics
+
+
+def auroc(scores, labels) -> float:
+    """Area under the ROC curve by ranks, ties counting half; NaN when all labels are equal.
+
+    Args:
+        scores: higher = more likely, shape (n,).
+        labels: 1 or 0; NaN and -1 (not mentioned, uncertain) are left out.
+    """
+    scores, labels = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=np.float64)
+    if scores.shape != labels.shape or scores.ndim != 1:
+        raise InputError(f"scores and labels: shapes {scores.shape} and {labels.shape}; expected two of (n,)")
+    known = np.isin(labels, (0, 1))
+    scores, positive = scores[known], labels[known] == 1
+    if not np.isfinite(scores).all():
+        raise InputError("scores: a value is not finite")
+    if positive.all() or not positive.any():
+        return float("nan")
+    negatives = np.sort(scores[~positive])
+    below = np.searchsorted(negatives, scores[positive], side="left")
+    not_above = np.searchsorted(negatives, scores[positive], side="right")
+    return float((below + not_above).mean() / (2 * len(negatives)))
+
+
+def finding_scores(probabilities, labels, thresholds=0.5, names: Sequence[str] = FINDINGS) -> dict:
+    """AUROC and F1 of each finding, and their macro means over the findings that are defined.
+
+    scikit-learn gives NaN for a class with one label value, torchmetrics gives 0: the macro means then differ without
+    a word. Here such classes are left out and counted.
+
+    Args:
+        probabilities: (n, classes).
+        labels: (n, classes) of 1, 0, and NaN or -1 for what is left out.
+        thresholds: one for all classes or one each, chosen on validation data; a finding is called at or above it.
+        names: names of the classes.
+
+    Returns:
+        `auroc_macro`, `f1_macro`, `auroc_classes` and `f1_classes` (how many they rest on), and `classes`, which
+        gives for each name `auroc`, `f1`, `positives` and `negatives`.
+    """
+    probabilities, labels = np.asarray(probabilities, dtype=np.float64), np.asarray(labels, dtype=np.float64)
+    if probabilities.shape != labels.shape or probabilities.ndim != 2 or probabilities.shape[1] != len(names):
+        raise InputError(f"shapes {probabilities.shape} and {labels.shape}; expected two of (n, {len(names)})")
+    thresholds = np.broadcast_to(np.asarray(thresholds, dtype=np.float64), (len(names),))
+    classes = {}
+    for index, name in enumerate(names):
+        known = np.isin(labels[:, index], (0, 1))
+        true, called = labels[known, index] == 1, probabilities[known, index] >= thresholds[index]
+        hits, false, missed = (true & called).sum(), (~true & called).sum(), (true & ~called).sum()
+        # Without a positive label F1 says nothing about the finding: 0 or undefined whatever is called.
+        f1 = 2 * hits / (2 * hits + false + missed) if true.any() else float("nan")
+        classes[name] = {
+            "auroc": auroc(probabilities[:, index], labels[:, index]),
+            "f1": float(f1),
+            "positives": int(true.sum()),
+            "negatives": int((~true).sum()),
+        }
+    result = {"classes": classes}
+    for metric in ("auroc", "f1"):
+        values = np.array([record[metric] for record in classes.values()])
+        defined = values[np.isfinite(values)]
+        result[f"{metric}_macro"] = float(defined.mean()) if defined.size else float("nan")
+        result[f"{metric}_classes"] = int(defined.size)
+    return result
+
+
+_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+_PUNCTUATION = str.maketrans({character: " " for character in string.punctuation})
+
+
+def normalise_answer(answer: str) -> str:
+    """An answer in lower case without articles, punctuation and runs of white space."""
+    return " ".join(_ARTICLES.sub(" ", answer.lower().translate(_PUNCTUATION)).split())
+
+
+def answer_statistics(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Statistics]:
+    """`answer_accuracy` (normalised exact match) and `answer_token_f1`, the best of several references counting.
+
+    Two answers without words are equal. For yes/no questions, the first word of a longer prediction counts.
+    """
+    exact, overlap = [], []
+    for prediction, group in zip(predictions, references, strict=True):
+        if not group:
+            raise InputError("an answer has no reference")
+        said = normalise_answer(prediction)
+        best = 0.0
+        right = False
+        for reference in group:
+            true = normalise_answer(reference)
+            answer = said.split()[0] if true in ("yes", "no") and said else said
+            right |= answer == true
+            best = max(best, _token_f1(said, true))
+        exact.append(float(right))
+        overlap.append(best)
+    return {
+        "answer_accuracy": mean_statistics("answer_accuracy", exact),
+        "answer_token_f1": mean_statistics("answer_token_f1", overlap),
+    }
+
+
+def _token_f1(said: str, true: str) -> float:
+    first, second = said.split(), true.split()
+    if not first and not second:
+        return 1.0
+    shared = sum((Counter(first) & Counter(second)).values())
+    return 2 * shared / (len(first) + len(second))
