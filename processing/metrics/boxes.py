@@ -151,7 +151,7 @@ def spatial_entailment(
         "logical": share(entailed, everything),
         "grounding": share(supported, grounded),
         "spatial": share(supported & entailed, has_boxes),
-        "sentences": int(len(entailed)),
+        "sentences": len(entailed),
         "entailed_with_boxes": int(grounded.sum()),
         "with_boxes": int(has_boxes.sum()),
     }

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..report_labels import FINDINGS
-from .statistics import Statistics, mean_statistics
+from .statistics import RankStatistics, Statistics, mean_statistics
 
 
 def auroc(scores, labels) -> float:
@@ -76,8 +76,64 @@ def finding_scores(probabilities, labels, thresholds=0.5, names: Sequence[str] =
     return result
 
 
+def finding_statistics(probabilities, labels, thresholds=0.5) -> dict[str, Statistics | RankStatistics]:
+    """`auroc_macro` and `f1_macro` of `finding_scores`, ready for intervals and paired comparisons.
+
+    A class that is not defined in a resample is left out of that resample's mean.
+    """
+    probabilities, labels = np.asarray(probabilities, dtype=np.float64), np.asarray(labels, dtype=np.float64)
+    if probabilities.shape != labels.shape or probabilities.ndim != 2:
+        raise InputError(f"shapes {probabilities.shape} and {labels.shape}; expected two of (n, classes)")
+    true, known = labels == 1, np.isin(labels, (0, 1))
+    called = (probabilities >= thresholds) & known
+    counts = np.stack([true & called, ~true & called, true & ~called], axis=2).astype(np.float64)
+    orders = [_rank_order(probabilities[:, column]) for column in range(labels.shape[1])]
+
+    def area(weights: np.ndarray) -> np.ndarray:
+        areas = np.array(
+            [_weighted_auroc(order, true[:, i], known[:, i], weights) for i, order in enumerate(orders)]
+        )  # (classes, resamples)
+        defined = np.isfinite(areas)
+        total = defined.sum(axis=0)
+        return np.where(total > 0, np.where(defined, areas, 0).sum(axis=0) / np.maximum(total, 1), np.nan)
+
+    return {
+        "auroc_macro": RankStatistics("auroc_macro", len(labels), area),
+        "f1_macro": Statistics("f1_macro", counts.reshape(len(labels), -1), _f1_of_present_classes),
+    }
+
+
+def _rank_order(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Order of the scores; for each place in it the first place of the same score, and one past the last."""
+    order = np.argsort(scores, kind="stable")
+    ordered = scores[order]
+    return order, np.searchsorted(ordered, ordered, side="left"), np.searchsorted(ordered, ordered, side="right")
+
+
+def _weighted_auroc(order, true: np.ndarray, known: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Area under the ROC curve of reports drawn `weights` (resamples, n) times; NaN where one label value is
+    missing.
+    """
+    index, first, past = order
+    positive = weights[:, index] * (true & known)[index]
+    negative = weights[:, index] * (~true & known)[index]
+    below = np.concatenate([np.zeros((len(weights), 1)), np.cumsum(negative, axis=1)], axis=1)
+    ranked = (below[:, first] + below[:, past]) / 2
+    total = positive.sum(axis=1) * negative.sum(axis=1)
+    return np.where(total > 0, (positive * ranked).sum(axis=1) / np.where(total > 0, total, 1), np.nan)
+
+
+def _f1_of_present_classes(sums: np.ndarray) -> np.ndarray:
+    """Mean F1 over the classes with at least one positive label; counts in (..., 3 * classes)."""
+    counts = sums.reshape(*sums.shape[:-1], -1, 3)
+    present = counts[..., 0] + counts[..., 2] > 0
+    scores = 2 * counts[..., 0] / np.maximum(2 * counts[..., 0] + counts[..., 1] + counts[..., 2], 1)
+    total = present.sum(axis=-1)
+    return np.where(total > 0, (scores * present).sum(axis=-1) / np.maximum(total, 1), np.nan)
+
+
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
-_PUNCTUATION = str.maketrans({character: " " for character in string.punctuation})
+_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation, " "))
 
 
 def normalise_answer(answer: str) -> str:

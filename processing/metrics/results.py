@@ -232,33 +232,61 @@ def _signed(value: float | None) -> str:
     return "–" if value is None or not math.isfinite(value) else f"{value:+.3f}"
 
 
+# What the controls' table shows; all other metrics are in `metrics.json`.
+_CONTROL_METRICS = (
+    "bleu_4",
+    "rouge_l",
+    "cider",
+    "chexpert_rules_micro_f1_14",
+    "chexpert_rules_micro_f1_5",
+    "chexbert_micro_f1_14",
+    "radgraph_f1",
+    "auroc_macro",
+    "f1_macro",
+    "miou",
+    "answer_accuracy",
+)
+
+
 def render_controls(controls: dict) -> str:
-    """The one table of gaze sources: scores in the first row's system, paired differences in the others.
+    """The one table of gaze sources: scores of the baseline, and of the others with paired differences from it.
 
     Args:
         controls: `{"baseline": name, "rows": {name: {"metrics": ..., "differences": ...}}}` as from
-        `controls.compare_sources`.
+            `controls.compare_sources`.
     """
     baseline = controls["baseline"]
-    names = ordered_metrics(controls["rows"][baseline]["metrics"])
-    rows = []
+    available = controls["rows"][baseline]["metrics"]
+    names = [name for name in _CONTROL_METRICS if name in available] or ordered_metrics(available)[:8]
+    rows, significant = [], []
     for source, row in controls["rows"].items():
         cells = [f"**{source}**" if source == baseline else source]
         for name in names:
             record = row["metrics"].get(name)
-            cell = "–" if record is None else number(record["value"])
             difference = row.get("differences", {}).get(name)
-            if difference is not None:
+            if record is None:
+                cells.append("–")
+            elif difference is None:
+                cells.append(interval(record))
+            else:
                 low, high = difference["ci95"]
-                star = "*" if (difference["p_holm"] or 1) < 0.05 else ""
-                cell += f" ({_signed(difference['difference'])} [{_signed(low)}, {_signed(high)}]{star})"
-            cells.append(cell)
+                p = difference["p_holm"]
+                star = "\\*" if p is not None and p < 0.05 else ""
+                change = f"{_signed(difference['difference'])} [{_signed(low)}, {_signed(high)}]{star}"
+                cells.append(f"{number(record['value'])} ({change})")
+        differences = row.get("differences", {}).values()
+        if any(record["p_holm"] is not None and record["p_holm"] < 0.05 for record in differences):
+            significant.append(source)
         rows.append(cells)
     note = (
-        f"Differences from **{baseline}** in parentheses with paired 95 % bootstrap intervals; * p < 0.05 after Holm's "
-        "correction over all of this table."
+        f"In parentheses: difference from **{baseline}** with its paired 95 % bootstrap interval; \\* p < 0.05 after "
+        "Holm's correction over all gaze sources and metrics."
     )
-    return table(["Gaze", *[metric_title(name) for name in names]], rows) + "\n\n" + note
+    if significant:
+        verdict = f"Differ from {baseline} in at least one metric: {', '.join(significant)}."
+    else:
+        verdict = f"No gaze source differs from {baseline} in any metric: nothing here shows that the gaze is used."
+    return table(["Gaze", *[metric_title(name) for name in names]], rows) + f"\n\n{note}\n\n{verdict}"
 
 
 def model_index(

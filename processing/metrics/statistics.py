@@ -6,7 +6,7 @@ of counts, and a corpus metric is a function of the summed statistics. Reports o
 Seeds are another kind of variation than the choice of test cases: `seed_summary` reports them apart.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,26 +48,35 @@ class Bootstrap:
             InputError: there is no report, or not one cluster per report.
         """
         values = np.asarray(values, dtype=np.float64)
-        if len(values) == 0:
-            raise InputError("no report to resample; at least one is needed")
-        if clusters is not None:
-            if len(clusters) != len(values):
-                raise InputError(f"clusters: {len(clusters)} values for {len(values)} reports; one each is needed")
-            _, member = np.unique(np.asarray([str(cluster) for cluster in clusters]), return_inverse=True)
+        member = _cluster_members(len(values), clusters)
+        if member is not None:
             summed = np.zeros((int(member.max()) + 1, values.shape[1]))
             np.add.at(summed, member, values)
             values = summed
+        return np.concatenate([counts @ values for counts in self._draws(len(values))])
+
+    def apply(self, function: Finish, count: int, clusters: Sequence | None = None) -> np.ndarray:
+        """Scores that are no function of sums, in the same resamples.
+
+        Args:
+            function: maps weights (resamples, count), how often each report was drawn, to scores (resamples,).
+            count: number of reports.
+            clusters: as in `sums`.
+        """
+        member = _cluster_members(count, clusters)
+        if member is None:
+            return np.concatenate([function(counts) for counts in self._draws(count)])
+        return np.concatenate([function(counts[:, member]) for counts in self._draws(int(member.max()) + 1)])
+
+    def _draws(self, items: int) -> Iterator[np.ndarray]:
+        """How often each item is drawn in each resample, a chunk of resamples at a time."""
         generator = np.random.default_rng(self.seed)
-        items = len(values)
         step = max(1, _CHUNK // items)
-        sums = np.empty((self.resamples, values.shape[1]))
         for start in range(0, self.resamples, step):
             count = min(step, self.resamples - start)
             drawn = generator.integers(0, items, size=(count, items), dtype=np.int32)
             drawn += (np.arange(count, dtype=np.int32) * items)[:, None]
-            counts = np.bincount(drawn.ravel(), minlength=count * items).reshape(count, items)
-            sums[start : start + count] = counts.astype(np.float64) @ values
-        return sums
+            yield np.bincount(drawn.ravel(), minlength=count * items).reshape(count, items).astype(np.float64)
 
     def interval(self, resampled: np.ndarray) -> list[float]:
         """Lower and upper end of the interval of resampled scores; NaN resamples are left out."""
@@ -76,6 +85,17 @@ class Bootstrap:
             return [float("nan"), float("nan")]
         tail = (1 - self.level) / 2
         return [float(value) for value in np.quantile(resampled, [tail, 1 - tail])]
+
+
+def _cluster_members(count: int, clusters: Sequence | None) -> np.ndarray | None:
+    """Index of the cluster of each report, or None when each stands for itself."""
+    if count == 0:
+        raise InputError("no report to resample; at least one is needed")
+    if clusters is None:
+        return None
+    if len(clusters) != count:
+        raise InputError(f"clusters: {len(clusters)} values for {count} reports; one each is needed")
+    return np.unique(np.asarray([str(cluster) for cluster in clusters]), return_inverse=True)[1]
 
 
 @dataclass(frozen=True)
@@ -94,8 +114,37 @@ class Statistics:
     finish: Finish
     higher_is_better: bool = True
 
+    def __len__(self) -> int:
+        return len(self.values)
+
     def score(self) -> float:
         return float(self.finish(self.values.sum(axis=0)))
+
+
+@dataclass(frozen=True)
+class RankStatistics:
+    """A metric that is no function of sums, such as an area under a curve.
+
+    Attributes:
+        name: name of the metric.
+        count: number of reports.
+        score_of_weights: maps weights of shape (resamples, count) to scores (resamples,).
+        higher_is_better: direction of the metric.
+    """
+
+    name: str
+    count: int
+    score_of_weights: Finish
+    higher_is_better: bool = True
+
+    def __len__(self) -> int:
+        return self.count
+
+    def score(self) -> float:
+        return float(self.score_of_weights(np.ones((1, self.count)))[0])
+
+
+Metric = Statistics | RankStatistics
 
 
 def mean_statistics(name: str, values, higher_is_better: bool = True) -> Statistics:
@@ -113,19 +162,26 @@ def ratio(sums: np.ndarray) -> np.ndarray:
         return np.where(sums[..., 1] > 0, sums[..., 0] / sums[..., 1], np.nan)
 
 
-def _resampled_scores(systems: Sequence[dict[str, Statistics]], bootstrap: Bootstrap, clusters) -> list[dict]:
-    """Scores of every metric of every system in the same resamples, in one pass over the draws."""
-    flat = [statistics for system in systems for statistics in system.values()]
-    ends = np.cumsum([statistics.values.shape[1] for statistics in flat])
-    sums = bootstrap.sums(np.concatenate([statistics.values for statistics in flat], axis=1), clusters)
-    scores = [statistics.finish(part) for statistics, part in zip(flat, np.split(sums, ends[:-1], axis=1), strict=True)]
-    remaining = iter(scores)
-    return [{name: next(remaining) for name in system} for system in systems]
+def _resampled_scores(systems: Sequence[dict[str, Metric]], bootstrap: Bootstrap, clusters) -> list[dict]:
+    """Scores of every metric of every system in the same resamples; metrics of sums share one pass over the draws."""
+    results: list[dict[str, np.ndarray]] = [{} for _ in systems]
+    places, parts = [], []
+    for system, result in zip(systems, results, strict=True):
+        for name, metric in system.items():
+            if isinstance(metric, RankStatistics):
+                result[name] = bootstrap.apply(metric.score_of_weights, metric.count, clusters)
+            else:
+                places.append((result, name, metric.finish))
+                parts.append(metric.values)
+    if parts:
+        sums = bootstrap.sums(np.concatenate(parts, axis=1), clusters)
+        ends = np.cumsum([part.shape[1] for part in parts])[:-1]
+        for (result, name, finish), columns in zip(places, np.split(sums, ends, axis=1), strict=True):
+            result[name] = finish(columns)
+    return results
 
 
-def score_all(
-    metrics: dict[str, Statistics], bootstrap: Bootstrap, clusters: Sequence | None = None
-) -> dict[str, dict]:
+def score_all(metrics: dict[str, Metric], bootstrap: Bootstrap, clusters: Sequence | None = None) -> dict[str, dict]:
     """Score, interval and number of cases of every metric.
 
     Returns:
@@ -136,14 +192,14 @@ def score_all(
     records = {}
     for name, statistics in metrics.items():
         records[name] = {"value": statistics.score(), "ci95": bootstrap.interval(resampled[name])}
-        if statistics.finish is ratio:
+        if isinstance(statistics, Statistics) and statistics.finish is ratio:
             records[name]["n"] = int(np.count_nonzero(statistics.values[:, 1]))
     return records
 
 
 def compare_all(
-    first: dict[str, Statistics],
-    second: dict[str, Statistics],
+    first: dict[str, Metric],
+    second: dict[str, Metric],
     bootstrap: Bootstrap,
     clusters: Sequence | None = None,
 ) -> dict[str, dict]:
@@ -161,8 +217,8 @@ def compare_all(
     if not shared:
         return {}
     for name in shared:
-        if len(first[name].values) != len(second[name].values):
-            counts = f"{len(first[name].values)} and {len(second[name].values)}"
+        if len(first[name]) != len(second[name]):
+            counts = f"{len(first[name])} and {len(second[name])}"
             raise InputError(f"{name}: scored on {counts} cases; a paired comparison needs the same cases")
     a, b = _resampled_scores(
         [{name: first[name] for name in shared}, {name: second[name] for name in shared}], bootstrap, clusters
