@@ -48,7 +48,7 @@ SEVERITY = {
 }
 PRIOR = "[the prior study|the prior film|the prior radiograph|the previous examination|the prior examination]"
 CHANGES = {
-    "new": [f", new [since|compared with] {PRIOR}", ", which is new", f", not [seen|present] on {PRIOR}"],
+    "new": [f", new [since|compared with] {PRIOR}", ", which is new"],
     "increased": [
         f", [increased|worse|more prominent] [compared with|than on|since] {PRIOR}",
         f", which has [increased|worsened|progressed] since {PRIOR}",
@@ -200,12 +200,12 @@ PHRASES: dict[str, tuple[str, list[str], list[str], list[str], list[str]]] = {
     "granuloma": (
         "small",
         [
-            "[There is|] [a|] [small|] [calcified granuloma|calcified nodule] in {place}{change}.",
-            "[A calcified granuloma|A dense calcified nodule] [is seen|projects] [in|over] {place}{change}.",
+            "[There is|] [a|] [small|] [calcified nodule|calcified granulomatous nodule] in {place}{change}.",
+            "[A calcified nodule|A dense calcified nodule|A calcified nodule, likely a granuloma,] [is seen|projects] [in|over] {place}{change}.",
         ],
-        ["[Possible|Questionable] [calcified|] granuloma in {place}{change}."],
-        ["calcified granuloma in {place}"],
-        ["possible granuloma in {place}"],
+        ["[Possible|Questionable] calcified nodule in {place}{change}."],
+        ["calcified nodule in {place}"],
+        ["possible calcified nodule in {place}"],
     ),
     "nodules": (
         "small",
@@ -253,8 +253,8 @@ PHRASES: dict[str, tuple[str, list[str], list[str], list[str], list[str]]] = {
     "apical cap": (
         "degree",
         [
-            "There is {severity} {side} [apical pleural thickening|biapical scarring and pleural thickening|apical pleural scarring]{change}.".replace("biapical scarring", "apical scarring"),
-            "{Severity} [apical pleural thickening|apical pleural scarring] [is seen|is present|is noted] on the {side}{change}.",
+            "There is {severity} {side} [apical pleural thickening|apical pleural cap|pleural thickening at the apex]{change}.",
+            "{Severity} [apical pleural thickening|pleural thickening] [is seen|is present|is noted] on the {side}{change}.",
         ],
         ["[Possible|Questionable] [mild|] {side} apical pleural thickening{change}."],
         ["{severity} {side} apical pleural thickening"],
@@ -325,7 +325,7 @@ PHRASES: dict[str, tuple[str, list[str], list[str], list[str], list[str]]] = {
     "port": (
         "degree",
         [
-            "[A|The] {side} [chest wall|chest|-sided] port [terminates|ends] in the [superior vena cava|SVC]{change}.",
+            "[A|The] {side} [chest wall|chest|-sided] port catheter [terminates|ends] in the [superior vena cava|SVC]{change}.",
             "{Side} [chest|chest wall] port catheter tip [is in|projects over] the [superior vena cava|SVC]{change}.",
         ],
         [], ["{side} chest port in place"], [],
