@@ -203,6 +203,8 @@ def _levels_from_image_file(data, label, window_percentiles, max_pixels, min_sid
             # `max_pixels` decides, not Pillow's lower threshold for a warning.
             warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
             image = PIL.Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS)
+        # MPO is how cameras write JPEG: the further frames are small copies of the first.
+        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     except PIL.UnidentifiedImageError as error:
         raise InputError(f"{label} is not a PNG, JPEG, TIFF, BMP, WebP or DICOM image.") from error
     except PIL.Image.DecompressionBombError as error:
@@ -210,9 +212,8 @@ def _levels_from_image_file(data, label, window_percentiles, max_pixels, min_sid
     except Exception as error:  # Pillow's parsers raise whatever a broken header leads them to
         raise InputError(f"{label} has a broken header: {error}.") from error
     with image:
-        # MPO is how cameras write JPEG: the further frames are small copies of the first.
-        if getattr(image, "is_animated", False) and image.format != "MPO":
-            raise InputError(f"{label} holds {image.n_frames} frames or pages; give one film per file.")
+        if frames > 1:
+            raise InputError(f"{label} holds {frames} frames or pages; give one film per file.")
         return _levels_from_pillow(image, label, window_percentiles, max_pixels, min_side)
 
 
@@ -374,7 +375,9 @@ def _levels_from_dicom(data, label, window_percentiles, max_pixels, min_side):
             raise InputError(f"{label} is not a readable DICOM file: {error}.") from error
         try:
             stored = dataset.pixel_array
-        except Exception as error:  # decoders of several libraries, each with its own types
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # several libraries; a panic of one in Rust is not even an `Exception`
             missing = "missing dependencies" in str(error)
             advice = f" Install the decoders: {_DICOM_EXTRA}." if missing else ""
             raise InputError(f"{label}: the pixel data cannot be decoded ({error}).{advice}") from error
@@ -419,15 +422,18 @@ def _display_dicom(stored, dataset, notes, label, window_percentiles):
     """Display levels of stored pixel values: modality LUT, VOI LUT or window, presentation, one after the other."""
     values, index = _distinct_values(stored)
     counts = np.bincount(index.ravel(), minlength=len(values))
-    padding = _is_padding(values, dataset)
+    try:
+        padding = _is_padding(values, dataset)
+        values = _modality(values, dataset)
+        shades = _value_of_interest(values, dataset)
+        inverse = _is_inverse(dataset)
+    except (
+        Exception
+    ) as error:  # the header is decoded as it is used: see above
+        raise InputError(f"{label}: a lookup table or window of the header is malformed ({error}).") from error
     used = (counts > 0) & ~padding
     if not used.any():
         raise InputError(f"{label} is blank: every pixel has the padding value.")
-    try:
-        values = _modality(values, dataset)
-        shades = _value_of_interest(values, dataset)
-    except (AttributeError, IndexError, TypeError, ValueError) as error:
-        raise InputError(f"{label}: a lookup table or window of the header is malformed ({error}).") from error
 
     if shades is not None and np.ptp(_levels(shades)[used]) == 0 < np.ptp(values[used]):
         notes.append("The window of the DICOM header shows a single shade: percentiles used.")
@@ -437,13 +443,17 @@ def _display_dicom(stored, dataset, notes, label, window_percentiles):
     if shades is None:
         shades = _between(values, *_percentile_window(values, np.where(used, counts, 0), window_percentiles))
 
-    photometric = str(dataset.PhotometricInterpretation).upper()
-    shape = str(dataset.get("PresentationLUTShape", "")).upper()
-    # The presentation LUT is the last word where it exists; inverting for MONOCHROME1 as well would undo it.
-    inverse = shape == "INVERSE" if shape in ("IDENTITY", "INVERSE") else photometric == "MONOCHROME1"
     levels = _levels(1.0 - np.clip(shades, 0.0, 1.0) if inverse else shades)
     levels[padding] = 0
     return levels[index], notes
+
+
+def _is_inverse(dataset) -> bool:
+    # The presentation LUT is the last word where it exists; inverting for MONOCHROME1 as well would undo it.
+    shape = str(dataset.get("PresentationLUTShape", "")).upper()
+    if shape in ("IDENTITY", "INVERSE"):
+        return shape == "INVERSE"
+    return str(dataset.PhotometricInterpretation).upper() == "MONOCHROME1"
 
 
 def _is_padding(values, dataset) -> np.ndarray:

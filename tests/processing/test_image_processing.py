@@ -560,6 +560,31 @@ def test_missing_decoders_are_named_with_the_command(tmp_path, monkeypatch):
         load_film(path)
 
 
+def test_a_decoder_that_panics_is_a_refusal(tmp_path, monkeypatch):
+    """A panic of the RLE decoder, written in Rust, is a `BaseException`; found by feeding it damaged files."""
+
+    class PanicException(BaseException):
+        pass
+
+    def panic(self):
+        raise PanicException("index out of bounds")
+
+    path = written(compressed_rle(dicom(TWELVE_BIT)), tmp_path)
+    monkeypatch.setattr(pydicom.Dataset, "pixel_array", property(panic))
+    with pytest.raises(InputError, match=r"film\.dcm: the pixel data cannot be decoded \(index out of bounds\)"):
+        load_film(path)
+
+
+def test_an_interruption_is_not_mistaken_for_a_bad_file(tmp_path, monkeypatch):
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    path = written(dicom(TWELVE_BIT), tmp_path)
+    monkeypatch.setattr(pydicom.Dataset, "pixel_array", property(interrupted))
+    with pytest.raises(KeyboardInterrupt):
+        load_film(path)
+
+
 # -- refused files and arrays -----------------------------------------------------------------------------------------
 
 
@@ -610,6 +635,30 @@ def test_damage_inside_a_png_is_refused(tmp_path):
     data[len(data) // 2] ^= 0xFF
     path.write_bytes(bytes(data))
     refused(path, r"f\.png is truncated or damaged")
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "tiff", "bmp", "webp", "dcm", "rle.dcm", "j2k.dcm"])
+def test_damaged_files_are_read_or_refused_by_name_and_nothing_else(tmp_path, kind):
+    random = np.random.default_rng(0)
+    small = TWELVE_BIT[:, ::16].copy()
+    if kind.endswith("dcm"):
+        elements = {"BitsStored": 12, "WindowCenter": 2048, "WindowWidth": 4096, "PixelPaddingValue": 0}
+        pack = {"dcm": lambda dataset: dataset, "rle.dcm": compressed_rle, "j2k.dcm": compressed_jpeg2000}[kind]
+        path = written(pack(dicom(small, **elements)), tmp_path, f"film.{kind}")
+    else:
+        noise = random.integers(0, 256, (64, 64), dtype=np.uint8)
+        path = saved(Image.fromarray(noise), tmp_path / f"film.{kind}")
+    data = path.read_bytes()
+    header = min(len(data), 1200 if kind.endswith("dcm") else 200)
+    for _ in range(60):
+        damaged = bytearray(data)
+        for place in random.integers(0, random.choice([header, len(data)]), random.integers(1, 6)):
+            damaged[place] = random.integers(256)
+        path.write_bytes(bytes(damaged))
+        try:
+            assert load_film(path).pixels.dtype == np.uint8
+        except InputError as error:
+            assert path.name in str(error)
 
 
 def bomb(path, side):
