@@ -427,9 +427,7 @@ def _display_dicom(stored, dataset, notes, label, window_percentiles):
         values = _modality(values, dataset)
         shades = _value_of_interest(values, dataset)
         inverse = _is_inverse(dataset)
-    except (
-        Exception
-    ) as error:  # the header is decoded as it is used: see above
+    except Exception as error:  # the header is decoded as it is used: see above
         raise InputError(f"{label}: a lookup table or window of the header is malformed ({error}).") from error
     used = (counts > 0) & ~padding
     if not used.any():
