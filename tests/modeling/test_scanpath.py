@@ -12,7 +12,7 @@ GRID = 3
 CHANNELS = 8
 
 
-def make_model(seed=0, gain=4.0, **values):
+def make_model(seed=0, gain=15.0, **values):
     torch.manual_seed(seed)
     defaults = {
         "vision_hidden_size": CHANNELS,
@@ -25,9 +25,10 @@ def make_model(seed=0, gain=4.0, **values):
         "max_fixations": 6,
     }
     model = Gaze2ReportScanpathModel(Gaze2ReportScanpathConfig(**defaults | values)).eval()
-    with torch.no_grad():  # far from the near-uniform densities of fresh weights
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            # Far from the near-uniform choice of cells of fresh weights, yet smooth enough for numerical integrals.
+            if parameter.dim() > 1 and not name.startswith(("offset.", "duration.")):
                 parameter.mul_(gain)
     return model
 
@@ -214,7 +215,7 @@ def test_mean_log_likelihood_of_samples_is_minus_the_entropy(film_boxes):
     """Along every sampled reading the entropy of each step is integrated numerically. Likelihood plus entropy then has
     mean zero, step by step, and its spread says how near to zero the mean of the samples must be."""
     model, patches = make_model(max_fixations=3), make_patches(1)
-    num_samples = 150
+    num_samples = 100
     points, weights = nodes_of_cells(order=4)
     log_durations = torch.linspace(-6, 4, 60)
     centres = (torch.stack(torch.meshgrid(*[torch.arange(GRID)] * 2, indexing="xy"), dim=-1).flatten(0, 1) + 0.5) / GRID
@@ -260,6 +261,33 @@ def test_mean_log_likelihood_of_samples_is_minus_the_entropy(film_boxes):
     standard_error = np.std(surprises) / math.sqrt(num_samples)
     assert standard_error < 0.25
     assert abs(np.mean(surprises)) < 4 * standard_error
+
+
+@torch.no_grad()
+def test_first_fixations_are_drawn_from_the_density_that_is_scored():
+    model, patches = make_model(), make_patches(1)
+    num_samples = 4000
+
+    drawn = model.predict(patches, num_samples=num_samples, do_sample=True, generator=generator()).fixations[0, :, 0]
+
+    points, weights = nodes_of_cells()
+    at_points = torch.cat((points, torch.full((len(points), 1), 0.3)), dim=1)
+    density = next_fixation_scores(model, patches, torch.zeros(0, 3), at_points).location_log_likelihood[:, 0].exp()
+    mass = (density * weights).double()
+    # Bins half as wide as cells, so that offsets are tested as well.
+    expected, _, _ = np.histogram2d(*points.numpy().T, bins=2 * GRID, range=[[0, 1]] * 2, weights=mass.numpy())
+    observed, _, _ = np.histogram2d(*drawn[:, :2].numpy().T, bins=2 * GRID, range=[[0, 1]] * 2)
+    expected = expected.ravel() / expected.sum() * num_samples
+    assert scipy.stats.chisquare(observed.ravel(), expected).pvalue > 1e-3
+
+    cell = drawn[(drawn[:, :2] * GRID).long().eq(torch.tensor([1, 2])).all(-1)]  # all in one cell share a mixture
+    log_durations = torch.linspace(-6, 4, 400)
+    at_durations = torch.stack((torch.full((400,), 0.5), torch.full((400,), 0.8), log_durations.exp()), dim=1)
+    scores = next_fixation_scores(model, patches, torch.zeros(0, 3), at_durations).duration_log_likelihood[:, 0]
+    distribution = torch.cumulative_trapezoid((scores + log_durations).exp(), log_durations)
+    result = scipy.stats.kstest(cell[:, 2].log().numpy(), lambda x: np.interp(x, log_durations[1:], distribution))
+    assert len(cell) > 200
+    assert result.pvalue > 1e-3
 
 
 def test_samples_of_one_film_do_not_depend_on_the_rest_of_the_batch():
