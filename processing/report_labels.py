@@ -462,7 +462,10 @@ def _combine(statuses: Iterable[str]) -> str:
 
 
 @lru_cache(maxsize=65536)
-def _sentence_statuses(sentence: str) -> tuple[tuple[str, str], ...]:
+def sentence_statuses(sentence: str) -> tuple[tuple[str, str], ...]:
+    """Pairs of finding and status that a sentence speaks of, in the order of `FINDINGS`; cached, since sentences
+    recur.
+    """
     sentence = _normalise(sentence)
     found: dict[str, list[str]] = {}
     for name, words, terms in _TERM_RULES:
@@ -491,7 +494,7 @@ def label_sentence(sentence: str) -> list[dict[str, str]]:
         `[{"name": ..., "status": "positive" | "negative" | "uncertain"}, ...]`; empty when it speaks of none.
         `No Finding` is a label of whole reports and never among them.
     """
-    return [{"name": name, "status": status} for name, status in _sentence_statuses(sentence)]
+    return [{"name": name, "status": status} for name, status in sentence_statuses(sentence)]
 
 
 def label_report(text: str) -> dict[str, int | None]:
@@ -513,7 +516,7 @@ def label_report(text: str) -> dict[str, int | None]:
     mentions: dict[str, list[str]] = {}
     sentences = split_sentences(text)
     for sentence in sentences:
-        for name, status in _sentence_statuses(sentence):
+        for name, status in sentence_statuses(sentence):
             mentions.setdefault(name, []).append(status)
     labels: dict[str, int | None] = dict.fromkeys(FINDINGS)
     for name, statuses in mentions.items():
@@ -534,5 +537,6 @@ __all__ = [
     "UNCERTAIN",
     "label_report",
     "label_sentence",
+    "sentence_statuses",
     "split_sentences",
 ]

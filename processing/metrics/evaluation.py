@@ -189,7 +189,8 @@ def dataset_statistics(
 ) -> tuple[dict[str, Metric], dict[str, str]]:
     """Every metric that the records and the predictions allow, one row of statistics a record.
 
-    Scanpaths are scored with `scoring`, or not at all when it is None. A record without a reference (no report, no gaze, no labels, ...) does not count for the metrics that need it.
+    Scanpaths are scored with `scoring`, or not at all when it is None. A record without a reference (no report, no
+    gaze, no labels, ...) does not count for the metrics that need it.
 
     Returns:
         metrics by name, and the reason for each metric that has no value.

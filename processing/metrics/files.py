@@ -4,6 +4,7 @@ Files are read line by line; an error names the file and the line. Results are w
 that a half-written file never stands under its final name.
 """
 
+import gzip
 import json
 import math
 import os
@@ -18,7 +19,7 @@ from ..errors import DataError, InputError
 
 
 def read_json_lines(path: str | os.PathLike, failures: list[str] | None = None) -> Iterator[tuple[int, dict]]:
-    """Line number and record of each line of a JSONL file; empty lines are skipped.
+    """Line number and record of each line of a JSONL file (or `.jsonl.gz`); empty lines are skipped.
 
     Args:
         path: the file.
@@ -29,7 +30,7 @@ def read_json_lines(path: str | os.PathLike, failures: list[str] | None = None) 
         DataError: a line is not UTF-8 text or no JSON object.
     """
     try:
-        with open(path, "rb") as file:
+        with gzip.open(path, "rb") if str(path).endswith(".gz") else open(path, "rb") as file:
             yield from _json_lines(path, file, failures)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error

@@ -72,11 +72,13 @@ def alignment_table(substitution: np.ndarray, gap: float) -> np.ndarray:
     # the diagonal plus S - 2 G.
     gains = substitution - 2 * gap
     table = np.zeros((n + 1, m + 1))
-    for i in range(n):
-        above, row = table[i], table[i + 1]
-        np.add(above[:-1], gains[i], out=row[1:])
-        np.maximum(row, above, out=row)
-        np.maximum.accumulate(row, out=row)
+    add, larger, accumulate = np.add, np.maximum, np.maximum.accumulate
+    for gain, diagonal, above, inner, row in zip(
+        gains, table[:-1, :-1], table[:-1], table[1:, 1:], table[1:], strict=True
+    ):
+        add(diagonal, gain, inner)
+        larger(row, above, row)
+        accumulate(row, 0, None, row)
     if gap:
         table += gap * (np.arange(n + 1)[:, None] + np.arange(m + 1))
     return table
@@ -155,24 +157,32 @@ class ScanMatch:
     def settings(self) -> dict:
         return asdict(self)
 
+    def repetitions(self, fixations: np.ndarray) -> np.ndarray | None:
+        """How often each fixation's cell is repeated, shape (N,); None for once each."""
+        if self.duration_bin_s is None:
+            return None
+        return np.round(fixations[:, 2] / self.duration_bin_s).astype(np.int64)
+
     def cells(self, fixations: np.ndarray) -> np.ndarray:
-        """The sequence of cells that is aligned, shape (L, 2)."""
-        cells = grid_cells(fixations, self.bins)
-        if self.duration_bin_s is not None:
-            cells = np.repeat(cells, np.round(fixations[:, 2] / self.duration_bin_s).astype(np.int64), axis=0)
-        return cells
+        """The sequence of cells (column, row) that is aligned, shape (L, 2)."""
+        cells, repetitions = grid_cells(fixations, self.bins), self.repetitions(fixations)
+        return cells if repetitions is None else np.repeat(cells, repetitions, axis=0)
 
     def __call__(self, predicted, reference, size: Size | None = None) -> float:
         """Score of two scanpaths; NaN when neither has anything to align. `size` is not used."""
-        first, second = self.cells(as_scanpath(predicted)), self.cells(as_scanpath(reference))
-        longest = max(len(first), len(second))
+        first, second = as_scanpath(predicted), as_scanpath(reference)
+        cells1, cells2 = grid_cells(first, self.bins), grid_cells(second, self.bins)
+        across = cells1[:, None, 0] - cells2[:, 0]
+        down = cells1[:, None, 1] - cells2[:, 1]
+        substitution = self.threshold - np.sqrt(across * across + down * down)
+        if self.duration_bin_s is not None:
+            substitution = substitution.repeat(self.repetitions(first), axis=0)
+            substitution = substitution.repeat(self.repetitions(second), axis=1)
+        longest = max(substitution.shape)
         if longest == 0:
             return float("nan")
-        if min(len(first), len(second)) == 0:
+        if min(substitution.shape) == 0:
             return 0.0
-        across = first[:, None, 0] - second[:, 0]
-        down = first[:, None, 1] - second[:, 1]
-        substitution = self.threshold - np.sqrt(across * across + down * down)
         return float(alignment_table(substitution, self.gap).max() / (self.threshold * longest))
 
 
