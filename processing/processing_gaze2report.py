@@ -261,8 +261,8 @@ class Gaze2ReportProcessor(ProcessorMixin):
         recordings = [None] * num_images if gaze is None else flatten_gaze(gaze)
         if len(recordings) != num_images:
             raise InputError(
-                f"gaze of {len(recordings)} images was given for {num_images} images: give one array (N, 3) or None for "
-                "each."
+                f"gaze of {len(recordings)} images was given for {num_images} images: give one array (N, 3) or None "
+                "for each."
             )
         recordings = [
             None if one is None else self.shorten(check_gaze(one, f"gaze of image {index}"), f"gaze of image {index}")
@@ -299,7 +299,7 @@ class Gaze2ReportProcessor(ProcessorMixin):
         """The fixations dwelt on longest, in their order, where there are more than the model takes."""
         if len(gaze) <= self.max_fixations:
             return gaze
-        logger.warning(
+        logger.warning_once(
             f"{where} has {len(gaze)} fixations; the model takes {self.max_fixations}: the longest ones are kept."
         )
         longest = np.argsort(-gaze[:, 2], kind="stable")[: self.max_fixations]

@@ -1,0 +1,430 @@
+"""`gaze2report COMMAND`: everything the package does, from a terminal.
+
+Exit status: 0 everything done; 1 some inputs failed, each named on stderr, all others written; 2 nothing could be done.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from .processing.errors import Gaze2ReportError, InputError
+
+NOTICE = "Research software. Not for clinical use."
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    parser = build_parser()
+    args = parser.parse_args(arguments)
+    try:
+        return args.run(args)
+    except Gaze2ReportError as error:
+        if args.debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # The reader of our output went away, as `head` does; nothing is left to say.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 2
+    except Exception as error:
+        if args.debug:
+            raise
+        print(f"error: {type(error).__name__}: {error} (run again with --debug for the traceback)", file=sys.stderr)
+        return 2
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gaze2report",
+        description=f"Chest X-ray reports you can check: where the model looked, in which order. {NOTICE}",
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    register_report(subparsers)
+    register_scanpath(subparsers)
+    register_train(subparsers)
+    from .processing.datasets import commands as dataset_commands
+    from .processing.metrics import commands as metric_commands
+
+    dataset_commands.register(subparsers)
+    metric_commands.register(subparsers)
+    for command in set(subparsers.choices.values()):
+        command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    return parser
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", metavar="M", help="local folder or Hub id (default: the embedded checkpoint)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument(
+        "--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"), help="default: as the model says"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
+    parser.add_argument("--offline", action="store_true", help="never ask the Hub")
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+    return number
+
+
+# -- report -----------------------------------------------------------------------------------------------------------
+
+
+def register_report(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "report",
+        help="write the report of chest films, with evidence",
+        description=f"Write the report of chest films, with the evidence each sentence rests on. {NOTICE}",
+    )
+    parser.add_argument(
+        "images", nargs="*", metavar="IMAGE", help="PNG, JPEG, TIFF or DICOM (default: a bundled phantom film)"
+    )
+    parser.add_argument("--out", metavar="DIR", help="write NAME.txt, NAME.evidence.json and NAME.overlay.png there")
+    parser.add_argument("--no-overlay", action="store_true", help="do not draw NAME.overlay.png")
+    parser.add_argument("--gaze", metavar="FILE", help="recorded gaze: canonical JSONL or an eye tracker's export")
+    parser.add_argument(
+        "--gaze-format", default="auto", help="format of --gaze, as in `gaze2report gaze` (default: auto)"
+    )
+    parser.add_argument(
+        "--gaze-source",
+        default="auto",
+        choices=("auto", "recorded", "predicted", "none"),
+        help="auto: recorded where --gaze has it, else predicted (default: auto)",
+    )
+    parser.add_argument(
+        "--strategy", default="direct", choices=("direct",), help="direct: the language model's plain report"
+    )
+    parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="films at once (default: 8)")
+    parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="longest report, in tokens")
+    add_model_arguments(parser)
+    parser.set_defaults(run=run_report)
+
+
+def run_report(args) -> int:
+    from transformers import set_seed
+
+    from .inference import gaze_for, load_reader, read_films
+
+    paths = [Path(image) for image in args.images] or [bundled_film()]
+    out = writable_folder(args.out) if args.out else None
+    reader = load_reader(args.model, args.device, args.dtype, args.offline)
+    set_seed(args.seed)
+    failures = Failures()
+    names = unique_names(paths)
+    done = 0
+    with Progress("report", len(paths)) as progress, ThreadPoolExecutor(max_workers=2) as pool:
+        writes = []
+        for batch in batches(load_films(paths, failures, pool, progress), args.batch_size):
+            gaze = []
+            for path, film in list(batch):
+                try:
+                    recordings = recorded_gaze(args.gaze, args.gaze_format, film) if args.gaze else {}
+                    recording = gaze_for(film, recordings)
+                    if recording is None and args.gaze_source == "recorded":
+                        raise InputError(f"{path}: --gaze-source recorded, but --gaze holds no recording of it")
+                    gaze.append(recording)
+                except InputError as error:
+                    failures.add(str(error))
+                    batch.remove((path, film))
+                    progress.step()
+            if not batch:
+                continue
+            films = [film for _, film in batch]
+            records = read_films(reader, films, gaze, args.gaze_source, args.max_new_tokens)
+            for (path, film), record in zip(batch, records, strict=True):
+                if out is None:
+                    print_report(path, record, len(paths) > 1)
+                    done += 1
+                    progress.step()
+                else:
+                    draw = None if args.no_overlay else reader.processor.draw_evidence
+                    writes.append(pool.submit(write_report, out / names[path], record, film, draw))
+            # The next batch computes while the last one is drawn and written.
+            while len(writes) > 2 * args.batch_size or (writes and writes[0].done()):
+                done += finish(writes.pop(0), failures, progress)
+        while writes:
+            done += finish(writes.pop(0), failures, progress)
+    if out is not None and len(paths) == 1 and done:
+        print((out / f"{names[paths[0]]}.txt").read_text(encoding="utf-8"), end="")
+    progress.summary(done, failures)
+    return failures.exit_status(done)
+
+
+def bundled_film() -> Path:
+    """A phantom film that comes with the package."""
+    from .inference import embedded_folder
+
+    return embedded_folder().parent / "examples" / "phantom.png"
+
+
+def recorded_gaze(file: str, gaze_format: str, film) -> dict:
+    """Recordings of a gaze file by image; the only one of a file that names no image fits any film."""
+    from .processing.datasets.gaze_formats import GazeOptions, read_gaze
+
+    options = GazeOptions(width=film.width, height=film.height, image_id=film.name)
+    return {scanpath.image_id: scanpath.gaze() for scanpath in read_gaze(file, gaze_format, options)}
+
+
+def print_report(path: Path, record: dict, with_name: bool) -> None:
+    if with_name:
+        print(f"== {path}")
+    print(record["report"], flush=True)
+
+
+def write_report(stem: Path, record: dict, film, draw) -> None:
+    """The files of one film: each whole or not at all, the evidence record last.
+
+    Raises:
+        InputError: a file cannot be written; none of them is left then.
+    """
+    files = {".txt": lambda file: file.write((record["report"] + "\n").encode())}
+    if draw is not None:
+        overlay = draw(record, film)
+        files[".overlay.png"] = lambda file: overlay.save(file, format="PNG", compress_level=1)
+    files[".evidence.json"] = lambda file: file.write(
+        (json.dumps(record, ensure_ascii=False, indent=1) + "\n").encode()
+    )
+    written: dict[Path, Path] = {}
+    try:
+        for ending, write in files.items():
+            final = stem.with_name(stem.name + ending)
+            temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+            written[temporary] = final
+            with open(temporary, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+        for temporary, final in written.items():
+            os.replace(temporary, final)
+    except OSError as error:
+        for temporary in written:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        raise InputError(f"{stem}: the report cannot be written: {error.strerror or error}") from error
+
+
+def finish(write, failures: "Failures", progress: "Progress") -> int:
+    """Wait for one film's files; 1 if they are there."""
+    progress.step()
+    try:
+        write.result()
+    except InputError as error:
+        failures.add(str(error))
+        return 0
+    return 1
+
+
+def load_films(paths: list[Path], failures: "Failures", pool: ThreadPoolExecutor, progress: "Progress") -> Iterator:
+    """Films in order, read ahead in the background; those that cannot be read are named and left out."""
+    from .processing.image_processing_gaze2report import load_film
+
+    ahead = 32
+    reading = [pool.submit(load_film, path) for path in paths[:ahead]]
+    for number, path in enumerate(paths):
+        film = reading.pop(0)
+        if number + ahead < len(paths):
+            reading.append(pool.submit(load_film, paths[number + ahead]))
+        try:
+            yield path, film.result()
+        except InputError as error:
+            failures.add(str(error))
+            progress.step()
+
+
+def batches(items: Iterator, size: int) -> Iterator[list]:
+    batch = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def unique_names(paths: list[Path]) -> dict[Path, str]:
+    """File names without their ending; a second film of the same name gets a number."""
+    taken: set[str] = set()
+    names: dict[Path, str] = {}
+    for path in paths:
+        if path in names:
+            continue
+        name, number = path.stem, 2
+        while name.lower() in taken:
+            name, number = f"{path.stem}-{number}", number + 1
+        taken.add(name.lower())
+        names[path] = name
+    return names
+
+
+def writable_folder(name: str) -> Path:
+    """The folder, made if need be.
+
+    Raises:
+        InputError: it cannot be made or written to.
+    """
+    folder = Path(name)
+    probe = folder / f".gaze2report-{os.getpid()}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"{name}: this folder cannot be written to: {error.strerror or error}") from error
+    return folder
+
+
+class Failures:
+    """Inputs that failed, named on stderr as they come."""
+
+    def __init__(self):
+        self.count = 0
+
+    def add(self, message: str) -> None:
+        self.count += 1
+        print(f"failed: {message}", file=sys.stderr, flush=True)
+
+    def exit_status(self, done: int) -> int:
+        if not self.count:
+            return 0
+        return 1 if done else 2
+
+
+class Progress:
+    """A bar on a terminal, plain lines elsewhere; silent for a single film."""
+
+    def __init__(self, name: str, total: int):
+        import time
+
+        self.name, self.total, self.count, self.clock = name, total, 0, time.monotonic
+        self.start = self.said = self.clock()
+        self.bar = None
+        if total > 1 and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=total, desc=name, unit="film")
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.bar:
+            self.bar.close()
+
+    def step(self) -> None:
+        self.count += 1
+        if self.bar:
+            self.bar.update()
+        elif self.total > 1 and self.clock() - self.said > 10:
+            self.said = self.clock()
+            print(f"{self.name}: {self.count} of {self.total}", file=sys.stderr, flush=True)
+
+    def summary(self, done: int, failures: Failures) -> None:
+        if self.total > 1:
+            seconds = self.clock() - self.start
+            print(
+                f"{self.name}: {done} films done, {failures.count} failed, {seconds:.1f} s, "
+                f"{self.count / max(seconds, 1e-9):.1f} films per second",
+                file=sys.stderr,
+            )
+
+
+# -- scanpath ---------------------------------------------------------------------------------------------------------
+
+
+def register_scanpath(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "scanpath",
+        help="predict where a reader would look",
+        description=f"Predict where a reader would look, as canonical scanpath lines (pixels, milliseconds). {NOTICE}",
+    )
+    parser.add_argument("image", metavar="IMAGE", help="PNG, JPEG, TIFF or DICOM")
+    parser.add_argument(
+        "--num-samples", type=positive, default=1, metavar="N", help="1: the likeliest reading; more: drawn ones"
+    )
+    parser.add_argument("--temperature", type=float, default=1.0, help="above 1 more varied, below 1 more alike")
+    parser.add_argument("--out", metavar="FILE", help="JSONL file (default: standard output)")
+    add_model_arguments(parser)
+    parser.set_defaults(run=run_scanpath)
+
+
+def run_scanpath(args) -> int:
+    from transformers import set_seed
+
+    from .inference import load_reader, predict_scanpaths
+    from .processing.image_processing_gaze2report import load_film
+
+    if args.temperature <= 0:
+        raise InputError(f"--temperature {args.temperature}: it must be above 0.")
+    film = load_film(args.image)
+    reader = load_reader(args.model, args.device, args.dtype, args.offline)
+    set_seed(args.seed)
+    lines = [json.dumps(one) for one in predict_scanpaths(reader, film, args.num_samples, args.temperature)]
+    text = "\n".join(lines) + "\n"
+    if args.out:
+        write_text(Path(args.out), text)
+    else:
+        print(text, end="")
+    return 0
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text file, whole or not at all.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+# -- train ------------------------------------------------------------------------------------------------------------
+
+
+def register_train(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "train",
+        help="train a model by a recipe",
+        description="Train a model by a recipe: a YAML file or the name of a shipped one, with key=value overrides.",
+    )
+    parser.add_argument("recipe", metavar="RECIPE", help="YAML file, or a shipped recipe: embedded")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example data.path=phantoms seed=1")
+    parser.set_defaults(run=run_train)
+
+
+def run_train(args) -> int:
+    import logging
+
+    try:
+        from .training.recipe import load_recipe
+        from .training.stages import run
+    except ModuleNotFoundError as error:
+        raise InputError(f'training needs the package {error.name}: pip install "gaze2report[train]"') from error
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    print(run(load_recipe(args.recipe, args.overrides)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

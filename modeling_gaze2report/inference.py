@@ -1,0 +1,225 @@
+"""Running a model over films: loading it with every check, and reports, scanpaths and their evidence in batches."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.utils import logging as transformers_logging
+
+from . import __version__
+from .modeling_gaze2report import GAZE_SOURCES, Gaze2ReportForConditionalGeneration
+from .processing.errors import ModelError
+from .processing.gaze_geometry import check_gaze
+from .processing.image_processing_gaze2report import Film
+from .processing.processing_gaze2report import Gaze2ReportProcessor
+
+EMBEDDED_MODEL = "embedded"
+
+
+def embedded_folder() -> Path:
+    """Folder of the checkpoint that comes with the package."""
+    from .hub_space import export
+
+    return Path(export.__file__).parent / "model"
+
+
+@dataclass
+class Reader:
+    """A model and its processor, ready to read films.
+
+    Attributes:
+        model, processor: as transformers loads them.
+        name: what the user called the model, for records.
+    """
+
+    model: Gaze2ReportForConditionalGeneration
+    processor: Gaze2ReportProcessor
+    name: str
+
+    @property
+    def description(self) -> dict:
+        """The model as evidence records name it."""
+        revision = getattr(self.model.config, "_commit_hash", None)
+        return {"name_or_path": self.name, "revision": revision, "package_version": __version__}
+
+
+def load_reader(name: str | None, device: str = "auto", dtype: str = "auto", offline: bool = False) -> Reader:
+    """Load a model and refuse any that is not whole.
+
+    Args:
+        name: a local folder or a Hub id; `None` or `"embedded"` for the checkpoint that comes with the package.
+        device: `"auto"` (CUDA where there is one), `"cpu"`, `"cuda"` or `"cuda:N"`.
+        dtype: `"auto"` (as the model says), `"float32"`, `"bfloat16"` or `"float16"`.
+        offline: never ask the Hub.
+
+    Raises:
+        ModelError: no such model, a foreign or damaged one, weights that are missing, left over or of another shape; a
+            device that is not there.
+    """
+    name = name or EMBEDDED_MODEL
+    source = str(embedded_folder()) if name == EMBEDDED_MODEL else name
+    if os.path.sep in name and not os.path.isdir(name) and len(Path(name).parts) != 2:
+        raise ModelError(f"{name}: no such folder, and no Hub id either (those read owner/name).")
+    options = {"local_files_only": offline}
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # the loading report is checked below, once and in our words
+    try:
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            source, dtype=dtype, output_loading_info=True, **options
+        )
+        processor = AutoProcessor.from_pretrained(source, **options)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, json.JSONDecodeError) as error:
+        raise ModelError(f"{name}: the model cannot be loaded: {first_line(error)}") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    if model.config.model_type != "gaze2report":
+        raise ModelError(f"{name} is a model of type {model.config.model_type!r}, not 'gaze2report'.")
+    faults = [
+        f"{len(report[key])} {words} ({', '.join(sorted(map(str, report[key]))[:3])})"
+        for key, words in {
+            "missing_keys": "weights are missing",
+            "unexpected_keys": "weights belong to no part of the model",
+            "mismatched_keys": "weights have another shape",
+        }.items()
+        if report[key]
+    ]
+    if faults:
+        raise ModelError(f"{name}: the checkpoint does not fit the model: {'; '.join(faults)}. Export it again.")
+    return Reader(model.to(choose_device(device)).eval(), processor, name)
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that `name` means here.
+
+    Raises:
+        ModelError: CUDA is asked for and there is none.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ModelError(f"--device {name}: use auto, cpu, cuda or cuda:N.") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ModelError(
+            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use cpu or auto."
+        )
+    return device
+
+
+def gaze_sources(requested: str, gaze: Sequence[np.ndarray | None]) -> list[str]:
+    """The source of every film's gaze.
+
+    Args:
+        requested: `"auto"`, `"recorded"`, `"predicted"` or `"none"`.
+        gaze: recorded gaze of each film, `None` without.
+    """
+    if requested == "auto":
+        return [GAZE_SOURCES[1] if one is None else GAZE_SOURCES[2] for one in gaze]
+    return [requested] * len(gaze)
+
+
+@torch.inference_mode()
+def read_films(
+    reader: Reader,
+    films: Sequence[Film],
+    gaze: Sequence[np.ndarray | None] | None = None,
+    gaze_source: str = "auto",
+    max_new_tokens: int | None = None,
+) -> list[dict]:
+    """Reports of one batch of films, as evidence records.
+
+    Args:
+        reader: model and processor.
+        films: as `load_film` gives them.
+        gaze: recorded gaze per film: (N, 3) x, y in [0, 1] of the film and duration in seconds, or `None`.
+        gaze_source: `"auto"`, `"recorded"`, `"predicted"` or `"none"`, for all films.
+        max_new_tokens: longest report in tokens; the model's own setting when left out.
+
+    Raises:
+        InputError: gaze that cannot be used, or `"recorded"` for a film without it.
+    """
+    model, processor = reader.model, reader.processor
+    gaze = list(gaze) if gaze is not None else [None] * len(films)
+    sources = gaze_sources(gaze_source, gaze)
+    inputs = processor(images=list(films), gaze=gaze, gaze_source=sources, return_tensors="pt").to(model.device)
+    text = {name: inputs.pop(name) for name in ("input_ids", "attention_mask")}
+    # The images are read once: the same features write the report and are its evidence.
+    features = model.get_image_features(**inputs, return_dict=True)
+    options = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+    generated = model.generate(
+        **text,
+        mm_encoder_outputs={"image": features},
+        return_dict_in_generate=True,
+        output_scores=True,
+        **options,
+    )
+    log_probs = model.compute_transition_scores(generated.sequences, generated.scores, normalize_logits=True)
+    return processor.post_process_evidence(
+        generated.sequences, features, list(films), token_log_probs=log_probs, model=reader.description
+    )
+
+
+@torch.inference_mode()
+def predict_scanpaths(reader: Reader, film: Film, num_samples: int = 1, temperature: float = 1.0) -> Iterator[dict]:
+    """Predicted readings of one film as canonical scanpath lines, with the log probability of each in nats.
+
+    One reading is the likeliest; several are drawn.
+    """
+    inputs = reader.processor(images=[film], return_tensors="pt").to(reader.model.device)
+    scanpath = reader.model.predict_scanpath(
+        inputs["pixel_values"],
+        num_samples=num_samples,
+        do_sample=num_samples > 1,
+        temperature=temperature,
+        film_boxes=inputs["film_boxes"],
+    )
+    size = (film.height, film.width)
+    readings = reader.processor.post_process_scanpath(scanpath.fixations[0], scanpath.mask[0], [size] * num_samples)
+    for number, (reading, log_probability) in enumerate(zip(readings, scanpath.log_probability[0], strict=True)):
+        duration_ms = reading[:, 2] * 1000
+        yield {
+            "image_id": film.name,
+            "reader_id": f"predicted-{number}",
+            "width": film.width,
+            "height": film.height,
+            "X": np.round(reading[:, 0] * film.width, 2).tolist(),
+            "Y": np.round(reading[:, 1] * film.height, 2).tolist(),
+            "T": np.round(duration_ms, 1).tolist(),
+            "onset": np.round(np.cumsum(duration_ms) - duration_ms, 1).tolist(),
+            "log_probability": round(float(log_probability), 4),
+        }
+
+
+def gaze_for(film: Film, recordings: dict[str, np.ndarray]) -> np.ndarray | None:
+    """The recording of a film, found by its file name with or without the ending; a lone recording fits a lone film.
+
+    Raises:
+        InputError: the recording cannot be used.
+    """
+    for key in (film.name, Path(film.name).stem):
+        if key in recordings:
+            return check_gaze(recordings[key], f"gaze of {film.name}")
+    return None
+
+
+__all__ = [
+    "EMBEDDED_MODEL",
+    "Reader",
+    "choose_device",
+    "embedded_folder",
+    "gaze_for",
+    "load_reader",
+    "predict_scanpaths",
+    "read_films",
+]
