@@ -7,7 +7,6 @@ silence: each decision (unit, eye, coordinate frame) and each thing left out is 
 import csv
 import gc
 import gzip
-import io
 import json
 import math
 import os
@@ -426,11 +425,14 @@ def read_canonical(text: str, path: Path, options: GazeOptions) -> list[Scanpath
     return parse_canonical(text, str(path))
 
 
-def read_egd(text: str, path: Path, options: GazeOptions) -> list[Scanpath]:
+def read_egd(
+    text: str, path: Path, options: GazeOptions, sizes: dict[str, tuple[float, float]] | None = None
+) -> list[Scanpath]:
     """Gazepoint columns as in EGD-CXR's `fixations.csv` and `eye_gaze.csv`; one scanpath per DICOM_ID.
 
     Rows of one FPOGID belong to one fixation; its last valid row has the final duration. Original-image pixels are used where there
-    are any (negative means off the image); otherwise fractions of the screen.
+    are any (negative means off the image); otherwise fractions of the screen. `sizes` gives films' sizes in pixels; with it, films that
+    are not in it are passed over.
     """
     table = read_table(text, path, lambda names: {"fpogx", "fpogy"} <= names)
     table.require("FPOGX", "FPOGY", "FPOGS", "FPOGD")
@@ -448,6 +450,8 @@ def read_egd(text: str, path: Path, options: GazeOptions) -> list[Scanpath]:
     times = table.numbers(clock, missing=True) if clock else columns["FPOGS"]
     scanpaths = []
     for film, rows in _groups(films):
+        if sizes is not None and film not in sizes:
+            continue
         notes = []
         start = float(np.nanmin(times[rows])) if clock else float(np.nanmin(columns["FPOGS"][rows]))
         start = min(start, float(np.nanmin(columns["FPOGS"][rows])))
@@ -463,10 +467,9 @@ def read_egd(text: str, path: Path, options: GazeOptions) -> list[Scanpath]:
             raise InputError(f"{path}: {film}: no row is marked valid (FPOGV = 1)")
         if original:
             x, y = columns["x"][keep], columns["y"][keep]
-            known = (options.width, options.height) if options.width and options.height else None
-            if not known:
+            if sizes is None and not (options.width and options.height):
                 raise InputError(f"{path}: {film}: give --width and --height of the original image in pixels")
-            size = _image_size(path, options, known, notes, "")
+            size = sizes[film] if sizes else (float(options.width), float(options.height))
         else:
             screen = (1920.0, 1080.0)
             size = _image_size(path, options, screen, notes, "the screen of the recording")

@@ -15,9 +15,9 @@ from ..report_labels import FINDINGS, NUM_FINDINGS
 SPLITS = ("train", "validation", "test")
 TEXT_COLUMNS = (
     "image_id", "study_id", "patient_id", "reader_id", "split", "view", "report", "findings_text", "impression", "indication",
-    "prior_image_id",
+    "prior_image_id", "comparison",
 )  # fmt: skip
-LIST_COLUMNS = ("fixations", "labels", "boxes", "regions", "sentences", "questions")
+LIST_COLUMNS = ("fixations", "labels", "boxes", "regions", "sentences", "questions", "terms")
 COLUMNS = ("image", *TEXT_COLUMNS, *LIST_COLUMNS)
 
 
@@ -25,7 +25,8 @@ def record_features():
     """The record as `datasets.Features`.
 
     `labels` holds 14 values in the order of `FINDINGS`: 1 present, 0 absent, -1 uncertain, None not known. `regions` holds 17 boxes
-    [x0, y0, x1, y1] in the order of `REGION_NAMES`, with None for a region that the source lacks.
+    [x0, y0, x1, y1] in the order of `REGION_NAMES`, with None for a region that the source lacks. `terms` holds what else a source
+    indexes a film with: MeSH headings, the target of a search.
     """
     from datasets import Features, Image, List, Value
 
@@ -40,6 +41,7 @@ def record_features():
             "regions": List(List(number)),
             "sentences": List({"text": text, "start_s": number, "end_s": number}),
             "questions": List({"question": text, "answer": text}),
+            "terms": List(text),
         }
     )
 

@@ -8,6 +8,7 @@ with the same settings gives the same files whatever the number of processes.
 
 import hashlib
 import json
+import multiprocessing
 import os
 import sys
 import time
@@ -142,7 +143,9 @@ def prepare(
             write_unit(source, part, k, out, report.step)
             report.flush()
     else:
-        with ProcessPoolExecutor(max_workers=min(num_proc, len(waiting))) as pool:
+        # fresh processes: forking one that has threads can hang
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(max_workers=min(num_proc, len(waiting)), mp_context=context) as pool:
             futures = {pool.submit(write_unit, source, part, k, out): len(part) for k, part in waiting}
             try:
                 for future in as_completed(futures):
@@ -181,7 +184,8 @@ def _resume(out: Path, progress: Path, fingerprint: str, overwrite: bool) -> dic
 
 def write_unit(source: Source, items: list, number: int, out: Path, step=None) -> None:
     """Writes the Parquet files and the progress file of one unit."""
-    from datasets import Dataset
+    import pyarrow
+    from pyarrow import parquet
 
     by_split: dict[str, list[dict]] = {name: [] for name in SPLITS}
     keys, dropped, labels = [], [], Counter()
@@ -215,8 +219,9 @@ def write_unit(source: Source, items: list, number: int, out: Path, step=None) -
             continue
         name = f"{split}-{number:05d}.parquet"
         temporary = out / f".{name}.{os.getpid()}.tmp"
-        table = Dataset.from_list(records, features=features)
-        table.to_parquet(str(temporary))
+        table = pyarrow.Table.from_pylist(records, schema=features.arrow_schema)
+        # several readings of a film hold the same bytes: a large dictionary page keeps them once
+        parquet.write_table(table, temporary, dictionary_pagesize_limit=2**29)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, out / name)
