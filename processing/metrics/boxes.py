@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import InputError
 from .reports import MetricUnavailable
-from .statistics import Statistics, mean_statistics
+from .resampling import Statistics, mean_statistics
 
 
 def as_boxes(boxes, name: str = "boxes") -> np.ndarray:

@@ -20,7 +20,7 @@ import numpy as np
 
 from ..report_labels import FINDINGS
 from .reports import MetricUnavailable, label_statistics
-from .statistics import Statistics, mean_statistics
+from .resampling import Statistics, mean_statistics
 
 # Order of the heads in the public checkpoint; the last one (No Finding) has two classes, the others four.
 CHEXBERT_HEADS: tuple[str, ...] = (

@@ -67,8 +67,8 @@ def run_score(args) -> int:
     from .clinical import clinical_statistics, default_backends
     from .files import read_predictions, write_json, write_text
     from .reports import PROTOCOLS, library_versions, report_statistics
+    from .resampling import Bootstrap, compare_all, score_all
     from .results import Results
-    from .statistics import Bootstrap, compare_all, score_all
 
     ours = read_predictions(args.predictions)
     protocol = PROTOCOLS[args.protocol]
@@ -172,6 +172,7 @@ def run_score_scanpaths(args) -> int:
 
     from ..errors import InputError
     from .files import read_scanpaths, write_json, write_text
+    from .resampling import Bootstrap, compare_all, score_all
     from .results import Results
     from .scanpath_scoring import (
         Prior,
@@ -189,7 +190,6 @@ def run_score_scanpaths(args) -> int:
         ScanpathMetrics,
         StringEditDistance,
     )
-    from .statistics import Bootstrap, compare_all, score_all
 
     if (args.width is None) != (args.height is None):
         raise InputError("--width and --height belong together; give both or neither")

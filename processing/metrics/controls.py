@@ -17,8 +17,8 @@ from zlib import crc32
 import numpy as np
 
 from ..errors import DataError
+from .resampling import Bootstrap, Metric, compare_all, holm, score_all
 from .scanpaths import as_scanpath
-from .statistics import Bootstrap, Metric, compare_all, holm, score_all
 
 WRONG_GAZE = ("centre-bias", "uniform", "other-image", "order-shuffled")
 GAZE_SOURCES = ("predicted", "recorded", "none", *WRONG_GAZE)

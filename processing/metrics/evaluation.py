@@ -20,9 +20,9 @@ from .controls import GAZE_SOURCES, compare_sources, control_gaze
 from .files import Scanpath, plain, write_json, write_text
 from .findings import answer_statistics, finding_statistics
 from .reports import PROTOCOLS, Protocol, library_versions, report_statistics
+from .resampling import Bootstrap, Metric, score_all
 from .results import Results
 from .scanpath_scoring import ScanpathScoring, centroid_statistics, score_scanpaths
-from .statistics import Bootstrap, Metric, score_all
 
 
 @dataclass

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..report_labels import FINDINGS
-from .statistics import RankStatistics, Statistics, mean_statistics
+from .resampling import RankStatistics, Statistics, mean_statistics
 
 
 def auroc(scores, labels) -> float:

@@ -2,7 +2,7 @@
 
 The same two reports give BLEU-4 of 0.33 or 0.52 depending only on how the text is cleaned, so a score without its
 protocol says little. A `Protocol` states the cleaning, the tokens, the scorer and the aggregation; its settings are
-stored with every score. Each metric is returned as cached statistics per report (`statistics.Statistics`), ready for
+stored with every score. Each metric is returned as cached statistics per report (`resampling.Statistics`), ready for
 intervals and paired comparisons.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 from ..errors import InputError
 from ..report_labels import FINDINGS, label_report
 from .ngrams import GramCounts, common_subsequence, count_grams, look_up, split_counts
-from .statistics import Statistics, mean_statistics
+from .resampling import Statistics, mean_statistics
 
 References = Sequence[Sequence[str]]
 

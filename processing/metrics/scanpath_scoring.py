@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import DataError
 from .files import Scanpath
+from .resampling import Statistics, mean_statistics
 from .saliency import (
     ONE_DEGREE,
     auc_judd,
@@ -24,7 +25,6 @@ from .saliency import (
     sim,
 )
 from .scanpaths import ScanpathMetrics
-from .statistics import Statistics, mean_statistics
 
 SALIENCY_NAMES = ("nss", "cc", "kld", "sim", "auc_judd", "sauc", "ig_bits")
 LOWER_IS_BETTER = frozenset({"sed", "dtw", "kld"})

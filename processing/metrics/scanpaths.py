@@ -68,17 +68,19 @@ def alignment_table(substitution: np.ndarray, gap: float) -> np.ndarray:
         gap: score of aligning an item with nothing.
     """
     n, m = substitution.shape
+    if n > m:  # the loop runs over the shorter sequence
+        return alignment_table(substitution.T, gap).T
     # H[i, j] = F[i, j] - G (i + j) turns gaps into free steps: H[i, j] is the running maximum of the row above and of
     # the diagonal plus S - 2 G.
-    gains = substitution - 2 * gap
+    gains = substitution - 2 * gap if gap else substitution
     table = np.zeros((n + 1, m + 1))
-    add, larger, accumulate = np.add, np.maximum, np.maximum.accumulate
-    for gain, diagonal, above, inner, row in zip(
-        gains, table[:-1, :-1], table[:-1], table[1:, 1:], table[1:], strict=True
-    ):
-        add(diagonal, gain, inner)
-        larger(row, above, row)
-        accumulate(row, 0, None, row)
+    add, larger, running = np.add, np.maximum, np.maximum.accumulate
+    above = table[0]
+    for gain, inner, row in zip(gains, table[1:, 1:], table[1:], strict=True):
+        add(above[:-1], gain, inner)
+        larger(row, above, out=row)
+        running(row, 0, None, row)
+        above = row
     if gap:
         table += gap * (np.arange(n + 1)[:, None] + np.arange(m + 1))
     return table

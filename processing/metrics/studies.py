@@ -139,10 +139,10 @@ def run_labeler(args) -> None:
 def run_ceiling(args) -> None:
     from .commands import progress
     from .files import read_scanpaths
+    from .resampling import Bootstrap, score_all
     from .results import interval, metric_title, ordered_metrics
     from .scanpath_scoring import ScanpathScoring, group_by_image, human_ceiling
     from .scanpaths import MultiMatch, ScanMatch, ScanpathMetrics, StringEditDistance
-    from .statistics import Bootstrap, score_all
 
     scanpaths = read_scanpaths(args.scanpaths)
     if args.images:
@@ -162,8 +162,8 @@ def run_ceiling(args) -> None:
 
 def run_speed(args) -> None:
     from .files import read_scanpaths
+    from .resampling import Bootstrap, mean_statistics, score_all
     from .scanpaths import MultiMatch, ScanMatch
-    from .statistics import Bootstrap, mean_statistics, score_all
 
     rows = []
     if args.reports:
