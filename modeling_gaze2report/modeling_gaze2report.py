@@ -22,6 +22,7 @@ the Image (arXiv 2508.13068) and the evidence of GazeX (arXiv 2604.14316). No ta
 available to us: layer sizes and losses are ours.
 """
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -386,6 +387,14 @@ class Gaze2ReportForConditionalGeneration(Gaze2ReportPreTrainedModel, Generation
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
+
+    def _expand_inputs_for_generation(self, **kwargs):
+        # `generate` repeats visual-gaze tokens per beam inside the features it was given. A caller who uses the same
+        # features twice would then see one film's tokens in another's prompt, so it works on a copy.
+        encoded = kwargs.get("mm_encoder_outputs")
+        if encoded is not None:
+            kwargs["mm_encoder_outputs"] = {name: copy.copy(features) for name, features in encoded.items()}
+        return super()._expand_inputs_for_generation(**kwargs)
 
     @auto_docstring
     def get_image_features(

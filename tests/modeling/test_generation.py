@@ -324,6 +324,24 @@ def test_images_may_be_encoded_ahead(model, tiny_inputs, gaze, options):
     assert calls == {"image": [], "graph": [], "scanpath": []}
 
 
+@GAZE
+def test_images_encoded_ahead_serve_several_generations(model, tiny_inputs, gaze):
+    inputs = tiny_inputs(model, gaze=gaze)
+    expected = new_tokens(model, inputs, num_beams=3)
+    of_image = {
+        name: inputs.pop(name) for name in list(inputs) if name == "pixel_values" or name.startswith("fixation")
+    }
+    with torch.no_grad():
+        encoded = {"image": model.get_image_features(**of_image)}
+
+    for _ in range(2):  # the features themselves, not a copy of them
+        sequences = model.generate(
+            **inputs, mm_encoder_outputs=encoded, num_beams=3, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False
+        )
+        assert torch.equal(sequences[:, inputs["input_ids"].shape[1] :], expected)
+    assert len(encoded["image"].pooler_output) == 2
+
+
 def test_images_given_twice_are_refused(model, tiny_inputs):
     inputs = tiny_inputs(model)
     with torch.no_grad():
