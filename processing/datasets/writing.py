@@ -143,8 +143,7 @@ def prepare(
             write_unit(source, part, k, out, report.step)
             report.flush()
     else:
-        # fresh processes: forking one that has threads can hang
-        context = multiprocessing.get_context("spawn")
+        context = _process_context()
         with ProcessPoolExecutor(max_workers=min(num_proc, len(waiting)), mp_context=context) as pool:
             futures = {pool.submit(write_unit, source, part, k, out): len(part) for k, part in waiting}
             try:
@@ -157,6 +156,15 @@ def prepare(
                 raise
     report.close()
     return _finish(source, out, progress, fingerprint, hashes, len(units))
+
+
+def _process_context():
+    """Processes that fork from a fresh server which has imported this module once; forking a process that has threads can hang."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 def _resume(out: Path, progress: Path, fingerprint: str, overwrite: bool) -> dict | None:
