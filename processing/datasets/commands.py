@@ -187,6 +187,9 @@ def _register_prepare(subparsers) -> None:
         metavar="DIR",
         help="with --statistics: a folder of real normal films to set beside the phantoms",
     )
+    phantom.add_argument(
+        "--probe", action="store_true", help="with --statistics: how far raw pixels and a small network get"
+    )
     parser.set_defaults(run=run_prepare)
 
 
@@ -244,7 +247,7 @@ def run_prepare(args) -> int:
     if args.source == "phantom" and args.statistics:
         from .phantom_study import run_study
 
-        return run_study(args.num_films, args.image_size, args.seed, args.out, args.real_films)
+        return run_study(args.num_films, args.image_size, args.seed, args.out, args.real_films, args.probe)
     try:
         from .writing import prepare
     except ImportError as error:
