@@ -52,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     register_report(subparsers)
     register_scanpath(subparsers)
     register_train(subparsers)
+    register_evaluate(subparsers)
     from .processing.datasets import commands as dataset_commands
     from .processing.metrics import commands as metric_commands
 
@@ -423,6 +424,44 @@ def run_train(args) -> int:
         raise InputError(f'training needs the package {error.name}: pip install "gaze2report[train]"') from error
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     print(run(load_recipe(args.recipe, args.overrides)))
+    return 0
+
+
+# -- evaluate ---------------------------------------------------------------------------------------------------------
+
+
+def register_evaluate(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "evaluate",
+        help="run a model over a prepared data set and score it",
+        description="Run a model over a prepared data set and score it; writes predictions.jsonl, metrics.json and "
+        "metrics.md.",
+    )
+    parser.add_argument("--data", required=True, metavar="DIR", help="folder that `gaze2report prepare` wrote")
+    parser.add_argument("--split", default="test", help="train, validation or test (default: test)")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
+    parser.add_argument(
+        "--gaze-source",
+        default="predicted",
+        choices=("recorded", "predicted", "none"),
+        help="of the system's own result (default: predicted)",
+    )
+    parser.add_argument("--controls", action="store_true", help="also with every other source of gaze, in one table")
+    parser.add_argument("--max-records", type=positive, metavar="N", help="the first N records only")
+    parser.add_argument("--batch-size", type=positive, default=16, metavar="N", help="films at once (default: 16)")
+    parser.add_argument(
+        "--protocol", default="raw", help="of the text metrics, as in `gaze2report score` (default: raw)"
+    )
+    add_model_arguments(parser)
+    parser.set_defaults(run=run_evaluate)
+
+
+def run_evaluate(args) -> int:
+    try:
+        from .evaluation import evaluate_model
+    except ModuleNotFoundError as error:
+        raise InputError(f'evaluation needs the package {error.name}: pip install "gaze2report[eval]"') from error
+    print(evaluate_model(args), end="")
     return 0
 
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging as transformers_logging
 
 from . import __version__
-from .modeling_gaze2report import GAZE_SOURCES, Gaze2ReportForConditionalGeneration
+from .modeling_gaze2report import GAZE_SOURCES, Gaze2ReportForConditionalGeneration, Gaze2ReportImageFeatures
 from .processing.errors import ModelError
 from .processing.gaze_geometry import check_gaze
 from .processing.image_processing_gaze2report import Film
@@ -149,6 +149,26 @@ def read_films(
     Raises:
         InputError: gaze that cannot be used, or `"recorded"` for a film without it.
     """
+    sequences, features, log_probs = generate_reports(reader, films, gaze, gaze_source, max_new_tokens)
+    return reader.processor.post_process_evidence(
+        sequences, features, list(films), token_log_probs=log_probs, model=reader.description
+    )
+
+
+@torch.inference_mode()
+def generate_reports(
+    reader: Reader,
+    films: Sequence[Film],
+    gaze: Sequence[np.ndarray | None] | None = None,
+    gaze_source: str = "auto",
+    max_new_tokens: int | None = None,
+) -> tuple[torch.Tensor, Gaze2ReportImageFeatures, torch.Tensor]:
+    """The same before it is made readable; see [`read_films`] for the arguments.
+
+    Returns:
+        token ids (B, L) with the prompt, the features that the images gave, and the log probabilities (B, L_new) of the
+        generated tokens.
+    """
     model, processor = reader.model, reader.processor
     gaze = list(gaze) if gaze is not None else [None] * len(films)
     sources = gaze_sources(gaze_source, gaze)
@@ -165,9 +185,7 @@ def read_films(
         **options,
     )
     log_probs = model.compute_transition_scores(generated.sequences, generated.scores, normalize_logits=True)
-    return processor.post_process_evidence(
-        generated.sequences, features, list(films), token_log_probs=log_probs, model=reader.description
-    )
+    return generated.sequences, features, log_probs
 
 
 @torch.inference_mode()
@@ -219,6 +237,7 @@ __all__ = [
     "choose_device",
     "embedded_folder",
     "gaze_for",
+    "generate_reports",
     "load_reader",
     "predict_scanpaths",
     "read_films",

@@ -6,18 +6,19 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 from transformers import Trainer, TrainingArguments, set_seed
 
 from ..hub_space.export import export_model
 from ..modeling_gaze2report import Gaze2ReportForConditionalGeneration
 from ..modeling_grid import cell_centres, heat_map
-from ..processing.errors import DataError, RecipeError
+from ..processing.datasets.reading import load_split
+from ..processing.errors import RecipeError
 from ..processing.processing_gaze2report import Gaze2ReportProcessor
 from .assemble import build_model, build_tokenizer
 from .data import ReportCollator
 from .losses import box_loss, findings_loss, gaze_attention_loss, scanpath_loss
-from .recipe import DataRecipe, LossWeights, Recipe, StageRecipe, recipe_values
+from .recipe import LossWeights, Recipe, StageRecipe, recipe_values
 
 logger = logging.getLogger(__name__)
 
@@ -112,26 +113,11 @@ def batch_losses(model, inputs: dict, weights: LossWeights) -> dict[str, torch.T
     return losses
 
 
-def load_split(recipe: DataRecipe, split: str, limit: int | None) -> Dataset:
-    """One split of a prepared data set.
-
-    Raises:
-        DataError: no such folder, no shard of the split, no record in it.
-    """
-    shards = sorted(str(shard) for shard in Path(recipe.path).glob(f"{split}-*.parquet"))
-    if not shards:
-        raise DataError(f"{recipe.path}: no file {split}-*.parquet; prepare the data with `gaze2report prepare` first.")
-    data = load_dataset("parquet", data_files=shards, split="train")
-    if len(data) == 0:
-        raise DataError(f"{recipe.path}: the split {split} holds no record.")
-    return data.select(range(min(limit, len(data)))) if limit else data
-
-
 def run(recipe: Recipe) -> Path:
     """All stages of a recipe, then the export in Hub layout. Returns the folder of the model."""
     set_seed(recipe.seed)
-    train = load_split(recipe.data, recipe.data.train_split, recipe.data.max_train_records)
-    validation = load_split(recipe.data, recipe.data.validation_split, recipe.data.max_validation_records)
+    train = load_split(recipe.data.path, recipe.data.train_split, recipe.data.max_train_records)
+    validation = load_split(recipe.data.path, recipe.data.validation_split, recipe.data.max_validation_records)
     tokenizer = build_tokenizer((text for text in train["report"] if text), recipe.tokenizer.vocab_size)
     model, processor = build_model(recipe.model, tokenizer)
     logger.info("%.2f million parameters", sum(one.numel() for one in model.parameters()) / 1e6)
@@ -190,4 +176,4 @@ def run_stage(
     return trainer.state.log_history
 
 
-__all__ = ["PARTS", "StageTrainer", "batch_losses", "freeze_all_but", "load_split", "run", "run_stage"]
+__all__ = ["PARTS", "StageTrainer", "batch_losses", "freeze_all_but", "run", "run_stage"]

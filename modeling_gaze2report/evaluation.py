@@ -1,0 +1,78 @@
+"""`gaze2report evaluate`: this project's models as systems under the evaluation of `processing.metrics`."""
+
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+from transformers import set_seed
+
+from .inference import Reader, generate_reports, load_reader
+from .processing.datasets.reading import load_split
+from .processing.errors import InputError
+from .processing.image_processing_gaze2report import load_film
+from .processing.metrics.controls import GAZE_SOURCES
+from .processing.metrics.evaluation import Prediction, evaluate_dataset, write_evaluation
+from .processing.metrics.reports import PROTOCOLS
+from .processing.report_labels import FINDINGS
+
+
+@dataclass
+class ModelPredictor:
+    """A model as `processing.metrics.evaluation.Predictor`; it sees the image of a record and the gaze it is given.
+
+    Attributes:
+        reader: model and processor.
+    """
+
+    reader: Reader
+
+    def __call__(self, records: list[dict], gaze_source: str, gaze: Sequence[np.ndarray | None]) -> list[Prediction]:
+        films = [load_film(record["image"], name=record["image_id"]) for record in records]
+        sequences, features, _ = generate_reports(self.reader, films, gaze, gaze_source)
+        processor = self.reader.processor
+        observations = processor.post_process_observation(features, [(film.height, film.width) for film in films])
+        return [
+            Prediction(
+                report=report,
+                fixations=observation.fixations,
+                finding_probabilities=observation.finding_probabilities,
+                finding_boxes={
+                    name: [box.tolist()] for name, box in zip(FINDINGS[1:], observation.finding_boxes[1:], strict=True)
+                },
+            )
+            for report, observation in zip(processor.batch_decode_report(sequences), observations, strict=True)
+        ]
+
+
+def evaluate_model(args: Namespace) -> str:
+    """Run `gaze2report evaluate` and return the table that it wrote.
+
+    Raises:
+        DataError: the data set cannot be read, or a control needs gaze that a record lacks.
+        InputError: an unknown protocol.
+    """
+    if args.protocol not in PROTOCOLS:
+        raise InputError(f"--protocol {args.protocol}: there are {', '.join(PROTOCOLS)}.")
+    records = load_split(args.data, args.split, args.max_records)
+    predictor = ModelPredictor(load_reader(args.model, args.device, args.dtype, args.offline))
+    set_seed(args.seed)
+    others = [source for source in GAZE_SOURCES if source != args.gaze_source] if args.controls else []
+    sources = [args.gaze_source, *others]
+    results, predictions = evaluate_dataset(
+        predictor,
+        records,
+        gaze_sources=sources,
+        protocol=PROTOCOLS[args.protocol],
+        batch_size=args.batch_size,
+        seed=args.seed,
+        progress=lambda batches: tqdm(batches, disable=None, unit="batch"),
+    )
+    title = f"{predictor.reader.name} on {Path(args.data).name}, {args.split}"
+    write_evaluation(results, predictions[args.gaze_source], records, args.out, title)
+    return (Path(args.out) / "metrics.md").read_text(encoding="utf-8")
+
+
+__all__ = ["ModelPredictor", "evaluate_model"]
