@@ -137,7 +137,7 @@ class Anatomy:
         bottom = 0.5 * (self.angle_y["right"] + self.angle_y["left"])
         t = np.clip((y - self.apex + 0.004) / (bottom - self.apex), 0.0, 1.2)
         return (
-            self.half_width * (1.0 - np.clip(1.0 - t, 0.0, 1.0) ** 3.4) ** 0.60 * (1.0 - 0.05 * np.maximum(t - 0.8, 0))
+            self.half_width * (1.0 - np.clip(1.0 - t, 0.0, 1.0) ** 2.9) ** 0.62 * (1.0 - 0.05 * np.maximum(t - 0.8, 0))
         )
 
     def dome_y(self, side: str, distance: np.ndarray | float) -> np.ndarray | float:
@@ -336,7 +336,7 @@ def lung_depth(anatomy: Anatomy, canvas: Canvas, side: str) -> tuple[np.ndarray,
     lateral = (cage - distance) / 0.18
     neck = canvas.of_height(lambda y: 0.055 * clip01((anatomy.apex + 0.17 - y) / 0.17) ** 1.5)
     medial = (distance - 0.030 - neck - np.float32(SIGN[side] * anatomy.center)) / 0.07
-    apex = anatomy.apex + 0.055 * ((np.abs(distance) - 0.42 * anatomy.half_width) / (0.36 * anatomy.half_width)) ** 2
+    apex = anatomy.apex + 0.075 * ((np.abs(distance) - 0.38 * anatomy.half_width) / (0.36 * anatomy.half_width)) ** 2
     top = (y - apex) / 0.16
     dome = canvas.of_distance(lambda distance: anatomy.dome_y(side, distance))
     above = (dome - y) / 0.018
@@ -484,7 +484,7 @@ def skeleton(anatomy: Anatomy, canvas: Canvas) -> np.ndarray:
     bone = ribs(anatomy, canvas)
     clavicles = canvas.strokes([(clavicle_line(anatomy, side), 0.027, 0.8) for side in SIDES], soft=0.0025)
     core = canvas.strokes([(clavicle_line(anatomy, side), 0.015, 0.8) for side in SIDES], soft=0.004)
-    bone = bone + 0.42 * clavicles - 0.12 * core
+    bone = bone + 0.52 * clavicles - 0.18 * core
     blades = []
     for side in SIDES:
         sign, base = SIGN[side], anatomy.half_width * (1.06 - 0.24 * anatomy.scapula_in)
@@ -503,7 +503,7 @@ def skeleton(anatomy: Anatomy, canvas: Canvas) -> np.ndarray:
             )
         )
         blades.append(([(sign * (base + 0.0), top + 0.085), (sign * (base + 0.12), top + 0.02)], 0.022, 0.8))
-    bone = bone + 0.20 * canvas.strokes(blades, soft=0.006)
+    bone = bone + 0.28 * canvas.strokes(blades, soft=0.005)
     for side in SIDES:
         head = canvas.blob(SIGN[side] * (anatomy.half_width + 0.135), anatomy.clavicle_y[side] + 0.06, 0.045, 0.05)
         shaft = canvas.blob(SIGN[side] * (anatomy.half_width + 0.175), anatomy.clavicle_y[side] + 0.26, 0.030, 0.21)
@@ -524,10 +524,10 @@ def trunk(anatomy: Anatomy, canvas: Canvas) -> np.ndarray:
     wall = 0.055 + 0.065 * anatomy.habitus
     shoulder_y = min(anatomy.clavicle_y.values()) - 0.05
     neck = 0.115 + 0.03 * anatomy.habitus
-    slope = clip01((y - shoulder_y + 0.075) / 0.10)
+    slope = clip01((y - shoulder_y + 0.085) / 0.15)
     flank = anatomy.half_width + wall + 0.01 * anatomy.habitus
     arm = smooth_step((0.56 - y) / 0.30)
-    edge = neck + (0.58 - neck) * slope**0.8
+    edge = neck + (0.58 - neck) * slope**1.35
     edge = edge * arm + np.minimum(edge, flank + 0.08 * smooth_step((y - 0.6) / 0.35) * anatomy.habitus) * (1 - arm)
     thickness = (0.62 + 0.38 * round_profile((edge - distance) / 0.30)) * round_profile((edge - distance) / 0.045)
     vertical = 0.96 + 0.24 * smooth_step((y - 0.35) / 0.40)
@@ -548,7 +548,7 @@ def trunk(anatomy: Anatomy, canvas: Canvas) -> np.ndarray:
                 sign * 0.18,
             )
             lower = smooth_step((y - 0.50) / 0.16)
-            body = body + 0.42 * anatomy.breast * round_profile(1.0 - d) * lower
+            body = body + 0.62 * anatomy.breast * round_profile(1.0 - d) * lower
     return body.astype(np.float32)
 
 
@@ -702,7 +702,8 @@ def expose(
     # linear in the middle, bent at both ends
     film = np.where(tone > 0.75, 1.0 - 0.25 * np.exp(-(tone - 0.75) / 0.25), tone)
     film = np.where(film < 0.25, 0.25 * np.exp(np.minimum(film - 0.25, 0.0) / 0.25), film) - 0.02
-    film = clip01(film)
+    # where nothing attenuates, the film is black whatever the window
+    film = clip01(film) * (0.04 + 0.96 * smooth_step(attenuation / 0.45))
     if exposure.marker:
         letter, x, y, height = exposure.marker
         lines = [[(x + height * px, y + height * py) for px, py in line] for line in MARKER_STROKES[letter]]

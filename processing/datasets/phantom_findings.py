@@ -418,7 +418,7 @@ def _pleural(finding, anatomy, canvas, layers, rng):
     wave = 0.5 + 0.35 * _texture(finding.seed, canvas, 5.0)
     if finding.kind == "apical cap":
         thick = (0.014 + 0.030 * s) * clip01(wave + 0.3)
-        top = anatomy.apex + 0.05 * ((distance - 0.40 * anatomy.half_width) / (0.38 * anatomy.half_width)) ** 2
+        top = anatomy.apex + 0.075 * ((distance - 0.38 * anatomy.half_width) / (0.36 * anatomy.half_width)) ** 2
         rind = smooth_step((thick - (canvas.Y - top)) / 0.010) * layers.reach[side]
         rind = rind * smooth_step((anatomy.apex + 0.11 - canvas.Y) / 0.04)
         box = (sign * 0.05, anatomy.apex - 0.005, sign * float(anatomy.cage(anatomy.apex + 0.07)), anatomy.apex + 0.06)
