@@ -54,7 +54,7 @@ def hub_file_paths() -> dict[str, Path]:
 def export_model(model, processor, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
     """Write a model folder that loads with `trust_remote_code=True` where this package is not installed.
 
-    The folder appears whole or not at all; one that was there before is replaced, its `README.md` kept.
+    The folder appears whole or not at all; a model that was there before is replaced, its `README.md` kept.
 
     Args:
         model: `Gaze2ReportForConditionalGeneration`.
@@ -64,9 +64,10 @@ def export_model(model, processor, folder: str | Path, dtype: torch.dtype | None
             model's own type all the same.
 
     Raises:
-        InputError: the folder cannot be written.
+        InputError: the folder cannot be written, or holds something else than a model.
     """
-    folder = Path(folder)
+    folder = Path(folder).absolute()
+    check_target(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
@@ -74,12 +75,35 @@ def export_model(model, processor, folder: str | Path, dtype: torch.dtype | None
             write_folder(model, processor, new, dtype)
             if (folder / "README.md").is_file():
                 shutil.copy2(folder / "README.md", new / "README.md")
+            old = Path(temporary) / "old"
             if folder.exists():
-                os.replace(folder, Path(temporary) / "old")
-            os.replace(new, folder)
+                os.replace(folder, old)
+            try:
+                os.replace(new, folder)
+            except OSError:
+                if old.exists():
+                    os.replace(old, folder)
+                raise
     except OSError as error:
-        raise InputError(f"{folder}: the model cannot be written there: {error}") from error
+        raise InputError(f"{folder}: the model cannot be written there: {error.strerror or error}") from error
     return folder
+
+
+def check_target(folder: str | Path) -> None:
+    """Refuse to replace what is no model: an export would delete it.
+
+    Raises:
+        InputError: the path is a file, or a folder with files in it but no model's `config.json`.
+    """
+    folder = Path(folder)
+    if folder.is_dir():
+        others = [entry for entry in folder.iterdir() if entry.name != "README.md"]
+        if others and not (folder / "config.json").is_file():
+            raise InputError(
+                f"{folder} holds files and no model; an export would replace them. Name a new or empty folder."
+            )
+    elif folder.exists():
+        raise InputError(f"{folder} is a file; name a folder for the model.")
 
 
 def write_folder(model, processor, folder: Path, dtype: torch.dtype | None) -> None:
@@ -92,6 +116,8 @@ def write_folder(model, processor, folder: Path, dtype: torch.dtype | None) -> N
             for name, value in model.state_dict().items()
         }
     model.save_pretrained(folder, state_dict=state)
+    for weights in folder.glob("*.safetensors"):
+        shutil.copymode(folder / "config.json", weights)  # safetensors lets nobody but the owner read
     processor.save_pretrained(folder)
     # What `register_for_auto_class` would write, without marking the classes for the rest of the process.
     edit_json(folder / "processor_config.json", add_processor_classes)
@@ -110,4 +136,4 @@ def edit_json(path: Path, edit) -> None:
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-__all__ = ["AUTO_MAP", "HUB_FILES", "export_model", "hub_file_paths"]
+__all__ = ["AUTO_MAP", "HUB_FILES", "check_target", "export_model", "hub_file_paths"]

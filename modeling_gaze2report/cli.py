@@ -5,6 +5,7 @@ Exit status: 0 everything done; 1 some inputs failed, each named on stderr, all 
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import sys
@@ -116,9 +117,12 @@ def register_report(subparsers) -> None:
 def run_report(args) -> int:
     from transformers import set_seed
 
-    from .inference import gaze_for, load_reader, read_films
+    from .inference import load_reader, read_films
 
     paths = [Path(image) for image in args.images] or [bundled_film()]
+    if args.gaze_source == "recorded" and not args.gaze:
+        raise InputError("--gaze-source recorded needs the recording: give --gaze FILE.")
+    recordings = GazeFile(args.gaze, args.gaze_format, len(set(paths)) == 1) if args.gaze else None
     out = writable_folder(args.out) if args.out else None
     reader = load_reader(args.model, args.device, args.dtype, args.offline)
     set_seed(args.seed)
@@ -128,23 +132,23 @@ def run_report(args) -> int:
     with Progress("report", len(paths)) as progress, ThreadPoolExecutor(max_workers=2) as pool:
         writes = []
         for batch in batches(load_films(paths, failures, pool, progress), args.batch_size):
-            gaze = []
-            for path, film in list(batch):
+            readings = []
+            for path, film in batch:
                 try:
-                    recordings = recorded_gaze(args.gaze, args.gaze_format, film) if args.gaze else {}
-                    recording = gaze_for(film, recordings)
-                    if recording is None and args.gaze_source == "recorded":
-                        raise InputError(f"{path}: --gaze-source recorded, but --gaze holds no recording of it")
-                    gaze.append(recording)
+                    gaze, notes = recordings.of(film, args.gaze_source) if recordings else (None, [])
                 except InputError as error:
-                    failures.add(str(error))
-                    batch.remove((path, film))
+                    failures.add(f"{path}: {error}")
                     progress.step()
-            if not batch:
+                    continue
+                film = dataclasses.replace(film, warnings=(*film.warnings, *notes))
+                for note in film.warnings:
+                    print(f"note: {printable(path)}: {note}", file=sys.stderr, flush=True)
+                readings.append((path, film, gaze))
+            if not readings:
                 continue
-            films = [film for _, film in batch]
+            _, films, gaze = zip(*readings, strict=True)
             records = read_films(reader, films, gaze, args.gaze_source, args.max_new_tokens)
-            for (path, film), record in zip(batch, records, strict=True):
+            for (path, film, _), record in zip(readings, records, strict=True):
                 if out is None:
                     print_report(path, record, len(paths) > 1)
                     done += 1
@@ -170,17 +174,67 @@ def bundled_film() -> Path:
     return embedded_folder().parent / "examples" / "phantom.png"
 
 
-def recorded_gaze(file: str, gaze_format: str, film) -> dict:
-    """Recordings of a gaze file by image; the only one of a file that names no image fits any film."""
-    from .processing.datasets.gaze_formats import GazeOptions, read_gaze
+class GazeFile:
+    """The recordings of `--gaze`, by film.
 
-    options = GazeOptions(width=film.width, height=film.height, image_id=film.name)
-    return {scanpath.image_id: scanpath.gaze() for scanpath in read_gaze(file, gaze_format, options)}
+    Attributes:
+        path, gaze_format: as the user gave them.
+        is_for_one_film: whether there is one film only; a recording that names no image is then its own. Of several
+            films it belongs to the one that the gaze file is named after.
+
+    Raises:
+        InputError: there is no such file.
+    """
+
+    def __init__(self, path: str, gaze_format: str, is_for_one_film: bool):
+        if not Path(path).is_file():
+            raise InputError(f"--gaze {path}: there is no such file.")
+        self.path, self.gaze_format, self.is_for_one_film = path, gaze_format, is_for_one_film
+        self.canonical: list | None = None
+
+    def read(self, film) -> list:
+        """All recordings. Canonical ones state the size of their image, so that one reading serves every film."""
+        from .processing.datasets.gaze_formats import GazeOptions, read_gaze
+
+        if self.canonical is not None:
+            return self.canonical
+        name = film.name if self.is_for_one_film else None
+        options = GazeOptions(width=film.width, height=film.height, image_id=name)
+        recordings = read_gaze(self.path, self.gaze_format, options)
+        if recordings[0].extra["format"] == "canonical":
+            self.canonical = recordings
+        return recordings
+
+    def of(self, film, gaze_source: str) -> tuple:
+        """The gaze of a film, (N, 3) or `None`, and what a user should know about it, in sentences.
+
+        Raises:
+            InputError: the file cannot be read, or holds no recording of the film where `gaze_source` is `"recorded"`.
+        """
+        recordings = self.read(film)
+        names = (film.name, Path(film.name).stem)
+        fitting = [one for one in recordings if one.image_id in names]
+        if not fitting:
+            known = sorted({one.image_id for one in recordings})
+            reason = f"{self.path} holds no recording of {film.name}; it has {', '.join(known[:3])}"
+            reason += f" and {len(known) - 3} more" if len(known) > 3 else ""
+            if gaze_source == "recorded":
+                raise InputError(f"{reason}.")
+            return None, [f"{reason}: recorded gaze was not used."]
+        notes = list(fitting[0].notes)
+        if len(fitting) > 1:
+            notes.append(f"{self.path} holds {len(fitting)} recordings of {film.name}: the first one is used.")
+        return fitting[0].gaze(), notes
+
+
+def printable(path: Path | str) -> str:
+    """A file's name, or a message with it, as any output can show it; Linux allows bytes that are no characters."""
+    return str(path).encode(errors="backslashreplace").decode()
 
 
 def print_report(path: Path, record: dict, with_name: bool) -> None:
     if with_name:
-        print(f"== {path}")
+        print(f"== {printable(path)}")
     print(record["report"], flush=True)
 
 
@@ -194,8 +248,9 @@ def write_report(stem: Path, record: dict, film, draw) -> None:
     if draw is not None:
         overlay = draw(record, film)
         files[".overlay.png"] = lambda file: overlay.save(file, format="PNG", compress_level=1)
+    # A file name may hold bytes that are no characters; JSON has an escape for each.
     files[".evidence.json"] = lambda file: file.write(
-        (json.dumps(record, ensure_ascii=False, indent=1) + "\n").encode()
+        (json.dumps(record, ensure_ascii=False, indent=1) + "\n").encode(errors="backslashreplace")
     )
     written: dict[Path, Path] = {}
     try:
@@ -210,10 +265,11 @@ def write_report(stem: Path, record: dict, film, draw) -> None:
         for temporary, final in written.items():
             os.replace(temporary, final)
     except OSError as error:
+        raise InputError(f"{printable(stem)}: the report cannot be written: {error.strerror or error}") from error
+    finally:
         for temporary in written:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
-        raise InputError(f"{stem}: the report cannot be written: {error.strerror or error}") from error
 
 
 def finish(write, failures: "Failures", progress: "Progress") -> int:
@@ -295,7 +351,7 @@ class Failures:
 
     def add(self, message: str) -> None:
         self.count += 1
-        print(f"failed: {message}", file=sys.stderr, flush=True)
+        print(f"failed: {printable(message)}", file=sys.stderr, flush=True)
 
     def exit_status(self, done: int) -> int:
         if not self.count:

@@ -1,6 +1,6 @@
 """Running a model over films: loading it with every check, and reports, scanpaths and their evidence in batches."""
 
-import json
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from . import __version__
+from .configuration_gaze2report import Gaze2ReportConfig
 from .modeling_gaze2report import GAZE_SOURCES, Gaze2ReportForConditionalGeneration, Gaze2ReportImageFeatures
 from .processing.errors import ModelError
-from .processing.gaze_geometry import check_gaze
 from .processing.image_processing_gaze2report import Film
 from .processing.processing_gaze2report import Gaze2ReportProcessor
 
@@ -67,19 +67,17 @@ def load_reader(name: str | None, device: str = "auto", dtype: str = "auto", off
     if os.path.sep in name and not os.path.isdir(name) and len(Path(name).parts) != 2:
         raise ModelError(f"{name}: no such folder, and no Hub id either (those read owner/name).")
     options = {"local_files_only": offline}
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # the loading report is checked below, once and in our words
     try:
-        model, report = AutoModelForImageTextToText.from_pretrained(
-            source, dtype=dtype, output_loading_info=True, **options
-        )
-        processor = AutoProcessor.from_pretrained(source, **options)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, json.JSONDecodeError) as error:
+        with quiet_transformers():  # the loading report is checked below, once and in our words
+            check_model_type(source, name, options)
+            model, report = AutoModelForImageTextToText.from_pretrained(
+                source, dtype=dtype, output_loading_info=True, use_safetensors=True, **options
+            )
+            processor = AutoProcessor.from_pretrained(source, **options)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, ModelError):
+            raise
         raise ModelError(f"{name}: the model cannot be loaded: {first_line(error)}") from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-    if model.config.model_type != "gaze2report":
-        raise ModelError(f"{name} is a model of type {model.config.model_type!r}, not 'gaze2report'.")
     faults = [
         f"{len(report[key])} {words} ({', '.join(sorted(map(str, report[key]))[:3])})"
         for key, words in {
@@ -92,6 +90,34 @@ def load_reader(name: str | None, device: str = "auto", dtype: str = "auto", off
     if faults:
         raise ModelError(f"{name}: the checkpoint does not fit the model: {'; '.join(faults)}. Export it again.")
     return Reader(model.to(choose_device(device)).eval(), processor, name)
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """transformers without its progress bars and warnings."""
+    verbosity, has_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if has_bars:
+            transformers_logging.enable_progress_bar()
+
+
+def check_model_type(source: str, name: str, options: dict) -> None:
+    """Refuse a model of another kind before its weights, or code of its own, are touched.
+
+    Raises:
+        ModelError: another `model_type`.
+        OSError: there is no configuration.
+    """
+    if os.path.isfile(os.path.join(source, "adapter_config.json")):
+        return  # the configuration stands with the base model
+    model_type = PreTrainedConfig.get_config_dict(source, **options)[0].get("model_type")
+    if model_type != Gaze2ReportConfig.model_type:
+        raise ModelError(f"{name} is a model of type {model_type!r}, not {Gaze2ReportConfig.model_type!r}.")
 
 
 def first_line(error: Exception) -> str:
@@ -219,24 +245,11 @@ def predict_scanpaths(reader: Reader, film: Film, num_samples: int = 1, temperat
         }
 
 
-def gaze_for(film: Film, recordings: dict[str, np.ndarray]) -> np.ndarray | None:
-    """The recording of a film, found by its file name with or without the ending; a lone recording fits a lone film.
-
-    Raises:
-        InputError: the recording cannot be used.
-    """
-    for key in (film.name, Path(film.name).stem):
-        if key in recordings:
-            return check_gaze(recordings[key], f"gaze of {film.name}")
-    return None
-
-
 __all__ = [
     "EMBEDDED_MODEL",
     "Reader",
     "choose_device",
     "embedded_folder",
-    "gaze_for",
     "generate_reports",
     "load_reader",
     "predict_scanpaths",

@@ -8,6 +8,7 @@ All coordinates are in [0, 1] of the original image.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -130,8 +131,8 @@ def evidence_record(
 
 
 def finding_record(name: str, probability: float, box: np.ndarray, regions: dict, threshold: float) -> dict:
-    """One finding; its place only where it is probable, and never for "No Finding"."""
-    placed = probability >= threshold and name != FINDINGS[0]
+    """One finding; its place only where it is probable and on the film, and never for "No Finding"."""
+    placed = probability >= threshold and name != FINDINGS[0] and has_area(box)
     return {
         "name": name,
         "probability": rounded(probability),
@@ -145,10 +146,10 @@ def sentence_records(report: WrittenReport, boxes: dict[str, np.ndarray], fixati
     records = []
     position = 0
     for text in split_sentences(report.text):
-        start = max(report.text.find(text, position), position)
-        position = start + len(text)
+        start, position = find_sentence(report.text, text, position)
         findings = label_sentence(text)
         asserted = [boxes[finding["name"]] for finding in findings if finding["status"] in ASSERTED]
+        asserted = [box for box in asserted if has_area(box)]
         records.append(
             {
                 "text": text,
@@ -159,6 +160,21 @@ def sentence_records(report: WrittenReport, boxes: dict[str, np.ndarray], fixati
             }
         )
     return records
+
+
+def find_sentence(report: str, sentence: str, position: int) -> tuple[int, int]:
+    """Where a sentence of `split_sentences` stands in the report, from `position` on: its first character and its end.
+
+    White space may differ: line breaks inside a sentence were joined.
+    """
+    match = re.compile(r"\s*".join(map(re.escape, sentence.split()))).search(report, position)
+    return match.span() if match else (position, min(position + len(sentence), len(report)))
+
+
+def has_area(box: np.ndarray) -> bool:
+    """Whether anything is left of a box after rounding; one that lay beside the film was clipped to its edge."""
+    x0, y0, x1, y1 = rounded_box(box)
+    return x0 < x1 and y0 < y1
 
 
 def fixations_inside(fixations: np.ndarray, boxes: Sequence[np.ndarray]) -> list[int]:

@@ -23,6 +23,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_utils import ImageInput
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.utils import auto_docstring, logging
 
@@ -64,6 +65,8 @@ class Gaze2ReportProcessorKwargs(ProcessingKwargs, total=False):
 @auto_docstring
 class Gaze2ReportProcessor(ProcessorMixin):
     valid_processor_kwargs = Gaze2ReportProcessorKwargs
+    # Generation continues at the right end of prompts that differ in length; a tokenizer's own setting comes first.
+    text_kwargs = {"padding_side": "left"}
 
     def __init__(
         self,
@@ -108,11 +111,11 @@ class Gaze2ReportProcessor(ProcessorMixin):
     @auto_docstring(custom_intro="Tensors for the model.")
     def __call__(
         self,
-        images=None,
+        images: ImageInput | None = None,
         text: str | list[str] | None = None,
         gaze=None,
-        gaze_source: str | list[str] = "auto",
-        is_rendered: bool = False,
+        gaze_source: str | list[str] | None = None,
+        is_rendered: bool | None = None,
         **kwargs: Unpack[Gaze2ReportProcessorKwargs],
     ) -> BatchFeature:
         r"""
@@ -125,10 +128,10 @@ class Gaze2ReportProcessor(ProcessorMixin):
         gaze (`np.ndarray` or nested lists of arrays and `None`, *optional*):
             Recorded gaze per film: (N, 3) x, y in [0, 1] of the original image and duration in seconds, or `None` to
             have it predicted.
-        gaze_source (`str` or `list[str]`, *optional*, defaults to `"auto"`):
-            `"recorded"`, `"predicted"`, `"none"`, or `"auto"`: recorded where given, else predicted. One for all films
-            or one for each.
-        is_rendered (`bool`, *optional*, defaults to `False`):
+        gaze_source (`str` or `list[str]`, *optional*):
+            `"recorded"`, `"predicted"`, `"none"`, or `"auto"`, the default: recorded where given, else predicted. One
+            for all films or one for each.
+        is_rendered (`bool`, *optional*):
             Whether `text` is a rendered prompt although it lost its type, for example in a data set.
 
         Returns:
@@ -139,15 +142,13 @@ class Gaze2ReportProcessor(ProcessorMixin):
         studies = None if images is None else group_images(images)
         if text is None and studies is None:
             raise InputError("There is nothing to process: give images, text or both.")
-        prompts = self.render_prompts(text, studies, is_rendered)
+        prompts = self.render_prompts(text, studies, bool(is_rendered))
         films = None if studies is None else [film for study in studies for film in study]
         self.check_placeholders(prompts, 0 if films is None else len(films))
 
         text_kwargs = kwargs.get("text_kwargs", {})
         if "padding" not in kwargs and "padding" not in text_kwargs and "padding" not in self.tokenizer.init_kwargs:
-            # Prompts of one batch differ in length; generation continues at their right end.
             kwargs["padding"] = len(prompts) > 1
-            kwargs.setdefault("padding_side", "left")
         features = super().__call__(images=films, text=[str(prompt) for prompt in prompts], **kwargs)
         if films is None:
             if gaze is not None:
@@ -158,7 +159,7 @@ class Gaze2ReportProcessor(ProcessorMixin):
         side = features["pixel_values"][0].shape[-1]
         whole_film = np.broadcast_to([0.0, 0.0, 1.0, 1.0], (len(films), 4))
         features["film_boxes"] = boxes_to_square(whole_film, image_sizes, side).astype(np.float32)
-        features |= self.gaze_features(gaze, gaze_source, image_sizes, side)
+        features |= self.gaze_features(gaze, gaze_source or "auto", image_sizes, side)
         return BatchFeature(
             dict(features), tensor_type=kwargs.get("return_tensors") or text_kwargs.get("return_tensors")
         )
@@ -168,6 +169,8 @@ class Gaze2ReportProcessor(ProcessorMixin):
     def render_prompts(self, text, studies: list[list] | None, is_rendered: bool) -> list[str]:
         """One prompt per study: rendered ones as they are, instructions as the user's turn of a conversation."""
         texts = [text] if isinstance(text, str) else list(text if text is not None else [INSTRUCTIONS["report"]])
+        if not texts:
+            raise InputError("There is no text to process: the list is empty. Leave text out to ask for the report.")
         for index, one in enumerate(texts):
             if not isinstance(one, str):
                 raise InputError(f"text {index} (counting from 0) is a {type(one).__name__}; expected a string.")
@@ -447,6 +450,8 @@ class Gaze2ReportProcessor(ProcessorMixin):
         film = load_film(image)
         fixations = [(fixation["x"], fixation["y"], fixation["duration_s"]) for fixation in record["gaze"]["fixations"]]
         boxes = [(*finding["box"], finding["name"]) for finding in record["findings"] if finding["box"]]
+        # A glance so short that the record's rounding left nothing of it is drawn all the same.
+        fixations = [(x, y, max(duration, 1e-4)) for x, y, duration in fixations]
         return draw_overlay(film.pixels, fixations, boxes, caption=film.name)
 
 
@@ -478,6 +483,8 @@ def number_of_axes(values) -> int | None:
     """Axes of an array, tensor or nested list of numbers; `None` when it is ragged or holds other things."""
     if hasattr(values, "ndim"):
         return values.ndim
+    if isinstance(values, (list, tuple)) and any(item is None for item in values):
+        return None  # NumPy would make numbers, NaN, of them
     try:
         return np.asarray(values, dtype=np.float64).ndim
     except (TypeError, ValueError):

@@ -147,15 +147,17 @@ def load_recipe(path: str, overrides: list[str] | None = None) -> Recipe:
         RecipeError: no such file, broken YAML, a key that does not exist, a value of the wrong type.
     """
     file = Path(path)
-    if not file.exists():
+    if not file.is_file():
         file = RECIPE_FOLDER / f"{path}.yaml"
-    if not file.exists():
+    if not file.is_file():
         shipped = ", ".join(sorted(one.stem for one in RECIPE_FOLDER.glob("*.yaml")))
         raise RecipeError(f"{path}: no such recipe file, and no shipped recipe of that name; shipped are {shipped}.")
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{file.name}: not readable as YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"{file.name}: the recipe must be a mapping of keys to values, not {values!r}.")
     for override in overrides or []:
         apply_override(values, override)
     return build(Recipe, values, file.name, "")
@@ -165,10 +167,20 @@ def apply_override(values: dict, override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals:
         raise RecipeError(f"{override!r} is no override: write key=value, for example data.path=phantoms.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{override!r}: the value is not readable as YAML: {error}") from error
     *path, last = key.split(".")
-    for step in path:
-        values = values[int(step)] if isinstance(values, list) else values.setdefault(step, {})
-    values[int(last) if isinstance(values, list) else last] = yaml.safe_load(text)
+    try:
+        for step in path:
+            values = values[int(step)] if isinstance(values, list) else values.setdefault(step, {})
+        values[int(last) if isinstance(values, list) else last] = value
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
+        raise RecipeError(
+            f"{override!r}: the recipe has no such place; parts of a list go by their number from 0, as in "
+            "stages.0.epochs=2."
+        ) from error
 
 
 def build(kind: type, values, file: str, where: str):
@@ -204,8 +216,18 @@ def convert(kind, value, file: str, where: str):
         return float(value)
     if (isinstance(value, bool) and bool not in allowed) or not isinstance(value, allowed):
         names = " or ".join("nothing" if one is type(None) else one.__name__ for one in allowed)
-        raise RecipeError(f"{file}: {where} = {value!r} must be of type {names}.")
+        hint = " YAML takes 1e-3 for text: write 1.0e-3." if float in allowed and is_number(value) else ""
+        raise RecipeError(f"{file}: {where} = {value!r} must be of type {names}.{hint}")
     return value
+
+
+def is_number(value) -> bool:
+    """Whether a text reads as a number."""
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return isinstance(value, str)
 
 
 def recipe_values(recipe: Recipe) -> dict:

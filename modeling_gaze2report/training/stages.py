@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from transformers import Trainer, TrainingArguments, set_seed
 
-from ..hub_space.export import export_model
+from ..hub_space.export import check_target, export_model
 from ..modeling_gaze2report import Gaze2ReportForConditionalGeneration
 from ..modeling_grid import cell_centres, heat_map
 from ..processing.datasets.reading import load_split
@@ -114,7 +114,13 @@ def batch_losses(model, inputs: dict, weights: LossWeights) -> dict[str, torch.T
 
 
 def run(recipe: Recipe) -> Path:
-    """All stages of a recipe, then the export in Hub layout. Returns the folder of the model."""
+    """All stages of a recipe, then the export in Hub layout. Returns the folder of the model.
+
+    Raises:
+        InputError: something else than a model stands at the output; said before the training, not after.
+        RecipeError: a stage or model that cannot be.
+    """
+    check_target(recipe.output)
     set_seed(recipe.seed)
     train = load_split(recipe.data.path, recipe.data.train_split, recipe.data.max_train_records)
     validation = load_split(recipe.data.path, recipe.data.validation_split, recipe.data.max_validation_records)
