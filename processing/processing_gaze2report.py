@@ -483,12 +483,11 @@ def number_of_axes(values) -> int | None:
     """Axes of an array, tensor or nested list of numbers; `None` when it is ragged or holds other things."""
     if hasattr(values, "ndim"):
         return values.ndim
-    if isinstance(values, (list, tuple)) and any(item is None for item in values):
-        return None  # NumPy would make numbers, NaN, of them
     try:
-        return np.asarray(values, dtype=np.float64).ndim
-    except (TypeError, ValueError):
+        array = np.asarray(values)  # not as float: that would make NaN of None
+    except (RuntimeError, TypeError, ValueError):
         return None
+    return array.ndim if array.dtype.kind in "biuf" else None
 
 
 def as_numpy(values) -> np.ndarray:
