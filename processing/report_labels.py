@@ -358,18 +358,16 @@ _SIGN_RULES = {name: re.compile(signs) for name, signs in _SIGNS.items()}
 
 # --- Sentences ----------------------------------------------------------------------------------------------
 
-_ABBREVIATIONS = r"(?<!\bdr)(?<!\bmr)(?<!\bmrs)(?<!\bvs)(?<!\bapprox)(?<!\bi\.e)(?<!\be\.g)(?<!\b[ap]\.m)(?<!\b[ap])"
-_BOUNDARY_RE = re.compile(
-    r"\s*\n\s*\n\s*"  # an empty line
-    r"|\s*\n\s*(?=(?:\d{1,2}[.)]|[-*•])\s)"  # a list item on its own line
-    r"|\s*\n\s*(?=[A-Za-z][A-Za-z ]{2,30}:)"  # a heading
-    rf"|{_ABBREVIATIONS}[.!?]+(?=\s|$)\s*"  # a full stop that is no decimal point and no abbreviation
-    r"|(?<=[a-z]{3})[.!?](?=[A-Z])",  # a full stop without the space after it
-    re.IGNORECASE,
+_BREAK_RE = re.compile(
+    r"\n\s*\n\s*"  # an empty line
+    r"|\n\s*(?=(?:\d{1,2}[.)]|[-*•])\s)"  # a list item on its own line
+    r"|\n\s*(?=[A-Za-z][A-Za-z ]{2,30}:)"  # a heading
 )
-_NO_SPACE_STOP_RE = re.compile(r"(?<=[a-z]{3})\.(?=[A-Z])")
-_LIST_NUMBER_RE = re.compile(r"^\s*(?:\d{1,2}[.)]|[-*•])?\s*")
-_ONLY_NUMBER_RE = re.compile(r"^\s*\(?\d{0,2}\)?[\s.]*$")
+_FULL_STOP_RE = re.compile(r"[.!?]+(?=\s|$)")
+_NO_SPACE_STOP_RE = re.compile(r"\.(?=[A-Z])(?<=[A-Za-z]{2}[a-z]\.)")  # a full stop without the space after it
+_ABBREVIATION_RE = re.compile(r"\b(?:dr|mrs?|vs|approx|i\.e|e\.g|[ap]\.m|[ap])$", re.IGNORECASE)
+_LIST_NUMBER_RE = re.compile(r"\s*(?:\d{1,2}[.)]|[-*•])?\s*")
+_ONLY_NUMBER_RE = re.compile(r"\(?\d{0,2}\)?[\s.]*$")
 
 
 def split_sentences(text: str) -> list[str]:
@@ -383,15 +381,17 @@ def split_sentences(text: str) -> list[str]:
     """
     if not isinstance(text, str):
         raise TypeError(f"a report must be a string, not {type(text).__name__}")
-    sentences = []
-    start = 0
     text = _NO_SPACE_STOP_RE.sub(". ", text)
-    for match in _BOUNDARY_RE.finditer(text):
-        sentences.append(text[start : match.end()])
-        start = match.end()
-    sentences.append(text[start:])
-    cleaned = (_SPACE_RE.sub(" ", _LIST_NUMBER_RE.sub("", sentence, count=1)).strip() for sentence in sentences)
-    return [sentence for sentence in cleaned if sentence and not _ONLY_NUMBER_RE.match(sentence)]
+    sentences = []
+    for passage in _BREAK_RE.split(text) if "\n" in text else (text,):
+        start = 0
+        for match in _FULL_STOP_RE.finditer(passage):
+            if not _ABBREVIATION_RE.search(passage, max(start, match.start() - 8), match.start()):
+                sentences.append(passage[start : match.end()])
+                start = match.end()
+        sentences.append(passage[start:])
+    cleaned = (" ".join(sentence[_LIST_NUMBER_RE.match(sentence).end() :].split()) for sentence in sentences)
+    return [sentence for sentence in cleaned if not _ONLY_NUMBER_RE.match(sentence)]
 
 
 def _normalise(sentence: str) -> str:
