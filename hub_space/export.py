@@ -28,6 +28,7 @@ HUB_FILES = (
     "evidence.py",
     "gaze_geometry.py",
     "overlay.py",
+    "prompts.py",
     "report_labels.py",
 )
 MODEL_CLASS = "modeling_gaze2report.Gaze2ReportForConditionalGeneration"

@@ -14,8 +14,9 @@ from .processing.datasets.reading import load_split
 from .processing.errors import InputError
 from .processing.image_processing_gaze2report import load_film
 from .processing.metrics.controls import GAZE_SOURCES
-from .processing.metrics.evaluation import Prediction, evaluate_dataset, write_evaluation
+from .processing.metrics.evaluation import Prediction, dataset_statistics, evaluate_dataset, write_evaluation
 from .processing.metrics.reports import PROTOCOLS
+from .processing.metrics.resampling import Bootstrap, compare_all
 from .processing.report_labels import FINDINGS
 
 
@@ -47,6 +48,20 @@ class ModelPredictor:
         ]
 
 
+def against_chance(predictions: list[Prediction], records: list[dict], protocol: str) -> dict:
+    """Paired comparison of predictions with what they would score on other films: half the data set further on.
+
+    A system that says what is common, whatever the film shows, scores the same on both.
+    """
+    half = len(records) // 2
+    # METEOR and CIDEr depend on the whole corpus of references or on Java; the other metrics tell enough here.
+    own, other = (
+        dataset_statistics(predictions, paired, PROTOCOLS[protocol], skip=("meteor", "cider"))[0]
+        for paired in (records, records[half:] + records[:half])
+    )
+    return compare_all(own, other, Bootstrap(), [str(record["patient_id"]) for record in records])
+
+
 def evaluate_model(args: Namespace) -> str:
     """Run `gaze2report evaluate` and return the table that it wrote.
 
@@ -69,6 +84,9 @@ def evaluate_model(args: Namespace) -> str:
         batch_size=args.batch_size,
         seed=args.seed,
         progress=lambda batches: tqdm(batches, disable=None, unit="batch"),
+    )
+    results.comparisons["the same predictions for other films (chance)"] = against_chance(
+        predictions[args.gaze_source], list(records), results.protocol
     )
     title = f"{predictor.reader.name} on {Path(args.data).name}, {args.split}"
     write_evaluation(results, predictions[args.gaze_source], records, args.out, title)

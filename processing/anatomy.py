@@ -1,8 +1,8 @@
 """The 17 anatomical regions of a frontal chest film: names, laterality, adjacency and typical place, in one table.
 
 The list follows the convention of the EGD-CXR and Chest ImaGenome data sets. *Left* and *right* are the patient's
-sides; on a frontal film the patient's right is drawn on the viewer's left, so right-sided regions have small x.
-Typical boxes are round figures for a well-positioned film (ours); they serve where a model has nothing better, and as a prior.
+sides; on a frontal film the patient's right is drawn on the viewer's left, so right-sided regions have small x. Typical
+boxes are round figures for a well-positioned film (ours); they serve where a model has nothing better, and as a prior.
 """
 
 from dataclasses import dataclass

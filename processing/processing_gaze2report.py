@@ -32,30 +32,11 @@ from .evidence import FINDING_THRESHOLD, Observation, WrittenReport, evidence_re
 from .gaze_geometry import boxes_to_image, boxes_to_square, check_gaze, points_to_image, points_to_square
 from .image_processing_gaze2report import load_film
 from .overlay import draw_overlay
+from .prompts import DEFAULT_CHAT_TEMPLATE, INSTRUCTIONS, WORD_JOINER, RenderedPrompt
 
 logger = logging.get_logger(__name__)
 
-# What the model is asked to do, by task.
-INSTRUCTIONS = {"report": "Write the report of this chest X-ray."}
 GAZE_SOURCES = ("none", "predicted", "recorded")
-# Works with any tokenizer; models with a chat format of their own bring their own template.
-DEFAULT_CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ 'Assistant: ' if message['role'] == 'assistant' else 'User: ' }}"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}{{ image_token }}{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}{% endif %}"
-    "{{ eos_token if message['role'] == 'assistant' else '\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}"
-)
-# Put inside a token that must not be one: invisible and of no width.
-WORD_JOINER = "\u2060"
-
-
-class _RenderedPrompt(str):
-    """A prompt that `apply_chat_template` made: its placeholders and special tokens are structure."""
 
 
 class Gaze2ReportProcessorKwargs(ProcessingKwargs, total=False):
@@ -174,7 +155,7 @@ class Gaze2ReportProcessor(ProcessorMixin):
         for index, one in enumerate(texts):
             if not isinstance(one, str):
                 raise InputError(f"text {index} (counting from 0) is a {type(one).__name__}; expected a string.")
-        if is_rendered or all(isinstance(one, _RenderedPrompt) for one in texts):
+        if is_rendered or all(isinstance(one, RenderedPrompt) for one in texts):
             return texts
         if studies is None:
             studies = [[] for _ in texts]
@@ -207,9 +188,9 @@ class Gaze2ReportProcessor(ProcessorMixin):
             kwargs["processor_kwargs"] = (kwargs.get("processor_kwargs") or {}) | {"is_rendered": True}
         rendered = super().apply_chat_template(self.harmless_conversation(conversation), chat_template, **kwargs)
         if isinstance(rendered, str):
-            return _RenderedPrompt(rendered)
+            return RenderedPrompt(rendered)
         if isinstance(rendered, list) and all(isinstance(one, str) for one in rendered):
-            return [_RenderedPrompt(one) for one in rendered]
+            return [RenderedPrompt(one) for one in rendered]
         return rendered
 
     def harmless_conversation(self, conversation):

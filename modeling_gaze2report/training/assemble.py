@@ -9,7 +9,8 @@ from ..configuration_gaze2report import Gaze2ReportConfig
 from ..modeling_gaze2report import Gaze2ReportForConditionalGeneration
 from ..processing.errors import RecipeError
 from ..processing.image_processing_gaze2report import Gaze2ReportImageProcessor
-from ..processing.processing_gaze2report import INSTRUCTIONS, Gaze2ReportProcessor
+from ..processing.processing_gaze2report import Gaze2ReportProcessor
+from ..processing.prompts import INSTRUCTIONS
 from .recipe import ModelRecipe
 
 PAD, END, IMAGE, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|visual_gaze|>", "<|user|>", "<|assistant|>"

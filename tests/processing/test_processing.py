@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from modeling_gaze2report.processing.errors import InputError
-from modeling_gaze2report.processing.processing_gaze2report import INSTRUCTIONS, Gaze2ReportProcessor
+from modeling_gaze2report.processing.processing_gaze2report import Gaze2ReportProcessor
+from modeling_gaze2report.processing.prompts import INSTRUCTIONS
 
 from ..tiny_export import IMAGE_SIZE, MAX_FIXATIONS, NUM_VISUAL_GAZE_TOKENS, build_tiny_model
 
