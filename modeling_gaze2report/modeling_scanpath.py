@@ -25,7 +25,9 @@ TPP-Gaze (WACV 2025: mixture over inter-event times); offset density, inhibition
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 
 import torch
 from torch import nn
@@ -95,6 +97,22 @@ class Gaze2ReportScanpath(ModelOutput):
     fixations: torch.FloatTensor | None = None
     mask: torch.BoolTensor | None = None
     log_probability: torch.FloatTensor | None = None
+
+
+def without_dropout(method: Callable) -> Callable:
+    """Runs a method in evaluation mode: gaze that is predicted while training is the gaze of inference."""
+
+    @wraps(method)
+    def run(self, *args, **kwargs):
+        if not self.training:
+            return method(self, *args, **kwargs)
+        self.eval()
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            self.train()
+
+    return run
 
 
 class Gaze2ReportScanpathAttention(nn.Module):
@@ -432,6 +450,7 @@ class Gaze2ReportScanpathModel(Gaze2ReportScanpathPreTrainedModel):
         """Top left corner of a cell, in cells. Shapes: (...) -> (..., 2)."""
         return torch.stack((cell % self.config.grid_size, cell // self.config.grid_size), dim=-1).float()
 
+    @without_dropout
     @torch.no_grad()
     def predict(
         self,

@@ -290,6 +290,16 @@ def test_first_fixations_are_drawn_from_the_density_that_is_scored():
     assert result.pvalue > 1e-3
 
 
+def test_gaze_predicted_while_training_is_that_of_inference():
+    model, patches = make_model(hidden_dropout_prob=0.5), make_patches()
+    expected = model.predict(patches)
+
+    actual = model.train().predict(patches)
+
+    assert torch.equal(actual.fixations, expected.fixations)
+    assert all(module.training for module in model.modules())
+
+
 def test_samples_of_one_film_do_not_depend_on_the_rest_of_the_batch():
     model, patches = make_model(), make_patches(3)
 
