@@ -18,6 +18,7 @@ import numpy as np
 
 from ..errors import DataError
 from .resampling import Bootstrap, Metric, compare_all, holm, score_all
+from .results import control_columns
 from .scanpaths import as_scanpath
 
 WRONG_GAZE = ("centre-bias", "uniform", "other-image", "order-shuffled")
@@ -153,9 +154,13 @@ def compare_sources(
                 "metrics": score_all(dict(metrics), bootstrap, clusters),
                 "differences": compare_all(dict(metrics), dict(rows[baseline]), bootstrap, clusters),
             }
-    differences = {
-        (source, name): record for source, row in table.items() for name, record in row.get("differences", {}).items()
+    columns = control_columns(rows[baseline])
+    shown = {
+        (source, name): row["differences"][name]
+        for source, row in table.items()
+        for name in columns
+        if name in row.get("differences", {})
     }
-    for key, p in holm({key: record["p"] for key, record in differences.items()}).items():
-        differences[key]["p_holm"] = p
+    for key, p in holm({key: record["p"] for key, record in shown.items()}).items():
+        shown[key]["p_holm"] = p
     return {"baseline": baseline, "rows": table}

@@ -232,8 +232,8 @@ def _signed(value: float | None) -> str:
     return "–" if value is None or not math.isfinite(value) else f"{value:+.3f}"
 
 
-# What the controls' table shows; all other metrics are in `metrics.json`.
-_CONTROL_METRICS = (
+# What the controls' table shows and corrects over; all other metrics are in `metrics.json`.
+CONTROL_METRICS = (
     "bleu_4",
     "rouge_l",
     "cider",
@@ -248,6 +248,11 @@ _CONTROL_METRICS = (
 )
 
 
+def control_columns(metrics) -> list[str]:
+    """The metrics among the given ones that the controls' table shows; all when it knows none of them."""
+    return [name for name in CONTROL_METRICS if name in metrics] or ordered_metrics(metrics)
+
+
 def render_controls(controls: dict) -> str:
     """The one table of gaze sources: scores of the baseline, and of the others with paired differences from it.
 
@@ -257,7 +262,7 @@ def render_controls(controls: dict) -> str:
     """
     baseline = controls["baseline"]
     available = controls["rows"][baseline]["metrics"]
-    names = [name for name in _CONTROL_METRICS if name in available] or ordered_metrics(available)[:8]
+    names = control_columns(available)
     rows, significant = [], []
     for source, row in controls["rows"].items():
         cells = [f"**{source}**" if source == baseline else source]
@@ -274,18 +279,18 @@ def render_controls(controls: dict) -> str:
                 star = "\\*" if p is not None and p < 0.05 else ""
                 change = f"{_signed(difference['difference'])} [{_signed(low)}, {_signed(high)}]{star}"
                 cells.append(f"{number(record['value'])} ({change})")
-        differences = row.get("differences", {}).values()
-        if any(record["p_holm"] is not None and record["p_holm"] < 0.05 for record in differences):
+        shown = [record for name, record in row.get("differences", {}).items() if name in names]
+        if any(record["p_holm"] is not None and record["p_holm"] < 0.05 for record in shown):
             significant.append(source)
         rows.append(cells)
     note = (
         f"In parentheses: difference from **{baseline}** with its paired 95 % bootstrap interval; \\* p < 0.05 after "
-        "Holm's correction over all gaze sources and metrics."
+        "Holm's correction over this table."
     )
     if significant:
-        verdict = f"Differ from {baseline} in at least one metric: {', '.join(significant)}."
+        verdict = f"Differ from {baseline} in at least one of these metrics: {', '.join(significant)}."
     else:
-        verdict = f"No gaze source differs from {baseline} in any metric: nothing here shows that the gaze is used."
+        verdict = f"No gaze source differs from {baseline} in these metrics: nothing here shows that the gaze is used."
     return table(["Gaze", *[metric_title(name) for name in names]], rows) + f"\n\n{note}\n\n{verdict}"
 
 

@@ -151,7 +151,8 @@ def test_a_sentence_lists_its_findings_with_status():
 
 
 def test_sentences_keep_decimals_abbreviations_and_wrapped_lines():
-    text = "FINDINGS: The tube ends\n4.5 cm above the carina.\n1. No change.\n2. Dr. Smith was told.\n\nIMPRESSION: Dry.No edema"
+    findings = "FINDINGS: The tube ends\n4.5 cm above the carina.\n1. No change.\n2. Dr. Smith was told."
+    text = f"{findings}\n\nIMPRESSION: Dry.No edema"
 
     assert split_sentences(text) == [
         "FINDINGS: The tube ends 4.5 cm above the carina.",
