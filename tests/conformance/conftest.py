@@ -60,7 +60,6 @@ def unpacked_distribution() -> Path:
         unpacked = Path(scratch) / name
         if not unpacked.is_dir():
             raise RuntimeError(f"{archive} is not the source distribution of {name}")
-        (unpacked / "tests" / "__init__.py").touch()  # the suites load it and the distribution leaves it out
         if not folder.exists():
             os.replace(unpacked, folder)
     return folder
@@ -68,7 +67,8 @@ def unpacked_distribution() -> Path:
 
 def download(folder: Path) -> Path:
     requirement = f"transformers=={transformers.__version__}"
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "transformers"]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--retries", "1"]
+    command += ["--no-deps", "--no-binary", "transformers"]
     done = subprocess.run(
         [*command, "--dest", str(folder), requirement], capture_output=True, text=True, timeout=300, check=False
     )
@@ -88,6 +88,9 @@ def add_module(name: str, path: Path | None = None, **attributes) -> None:
 def expose(folder: Path) -> None:
     """`tests/` of the distribution as a package, with stand-ins for what it imports and does not hold."""
     tests = folder / "tests"
+    if not (tests / "test_modeling_common.py").is_file():
+        raise RuntimeError(f"{folder} holds no tests/test_modeling_common.py")
+    (tests / "__init__.py").touch()  # the suites load it and the distribution leaves it out
     add_module(PACKAGE, tests)
     for missing in ("exporters", "generation", "utils"):
         add_module(f"{PACKAGE}.{missing}", tests / missing)
