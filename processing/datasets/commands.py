@@ -49,7 +49,8 @@ def _register_gaze(subparsers) -> None:
     parser = subparsers.add_parser(
         "gaze",
         help="any eye-tracker export to canonical fixations",
-        description="Reads an eye-tracker export and writes one canonical scanpath a line (JSONL): pixels of the original image, milliseconds. "
+        description="Reads an eye-tracker export and writes one canonical scanpath a line (JSONL): "
+        "pixels of the original image, milliseconds. "
         "What was assumed and what was left out is said on stderr.",
     )
     parser.add_argument("files", nargs="+", metavar="FILE", help="exports; .gz is unpacked")
@@ -64,7 +65,7 @@ def _register_gaze(subparsers) -> None:
         type=pairs,
         default={},
         metavar="x=NAME,...",
-        help="csv: x, y, duration, onset, time, image, reader = your column (its number, from 0, if the file has no header)",
+        help="csv: x, y, duration, onset, time, image, reader = your column, or its number from 0 without a header",
     )
     parser.add_argument("--units", choices=("px", "norm", "screen"), help="csv: what x and y are in")
     parser.add_argument("--time-unit", choices=("s", "ms", "us"))
@@ -98,10 +99,20 @@ def run_gaze(args) -> int:
     from .scanpath import canonical_line, write_canonical
 
     options = GazeOptions(
-        width=args.width, height=args.height, placement=args.placement, columns=args.columns, units=args.units, time_unit=args.time_unit,
-        detection=args.detect, dispersion=args.dispersion, velocity=args.velocity, min_duration_s=args.min_duration,
-        pixels_per_degree=args.pixels_per_degree, image_id=args.image_id, encoding=args.encoding,
-    )  # fmt: skip
+        width=args.width,
+        height=args.height,
+        placement=args.placement,
+        columns=args.columns,
+        units=args.units,
+        time_unit=args.time_unit,
+        detection=args.detect,
+        dispersion=args.dispersion,
+        velocity=args.velocity,
+        min_duration_s=args.min_duration,
+        pixels_per_degree=args.pixels_per_degree,
+        image_id=args.image_id,
+        encoding=args.encoding,
+    )
     scanpaths, failed = [], 0
     for name in args.files:
         try:
@@ -136,8 +147,8 @@ def _register_prepare(subparsers) -> None:
     parser = subparsers.add_parser(
         "prepare",
         help="a data set to canonical records (Parquet)",
-        description="Writes Parquet shards and dataset.json. A run that was killed goes on where it stopped when it is started again.\n\nsources:\n"
-        + lines,
+        description="Writes Parquet shards and dataset.json. "
+        "A run that was killed goes on where it stopped when it is started again.\n\nsources:\n" + lines,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", choices=tuple(SOURCES), metavar="SOURCE")
@@ -179,7 +190,7 @@ def _register_prepare(subparsers) -> None:
     phantom.add_argument(
         "--statistics",
         action="store_true",
-        help="write no data set: print the simulator's statistics beside those of real gaze, and a contact sheet to --out",
+        help="write no data set: print the simulator's statistics beside real gaze's, and a contact sheet to --out",
     )
     phantom.add_argument(
         "--real-films",
@@ -263,7 +274,8 @@ def run_prepare(args) -> int:
     summary = prepare(make_source(args), args.out, args.num_proc, args.records_per_shard, args.overwrite)
     for name, part in summary["splits"].items():
         print(
-            f"{name}: {part['num_records']} records, {part['num_images']} films, {part['num_patients']} patients, {part['num_fixations']} fixations"
+            f"{name}: {part['num_records']} records, {part['num_images']} films, {part['num_patients']} patients, "
+            f"{part['num_fixations']} fixations"
         )
     status = 0
     for reason in summary["dropped"]["reasons"]:

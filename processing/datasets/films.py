@@ -31,8 +31,9 @@ def film_size(path: Path) -> tuple[int, int]:
 def film_column(path: Path, max_side: int | None = None) -> tuple[dict, int, int]:
     """The `image` column of a film, and the original's width and height in pixels.
 
-    8-bit JPEG and PNG files are taken byte for byte; others (DICOM, 16-bit, turned by their orientation tag) and films whose longer side
-    exceeds `max_side` are rendered as they would be for the model, to PNG, or to JPEG of quality 95 where the size is limited.
+    8-bit JPEG and PNG files are taken byte for byte; others (DICOM, 16-bit, turned by their orientation tag) and
+    films whose longer side exceeds `max_side` are rendered as they would be for the model, to PNG, or to JPEG of
+    quality 95 where the size is limited.
 
     Raises:
         DataError: the file is missing or broken.

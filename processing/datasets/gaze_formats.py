@@ -1,6 +1,7 @@
 """Eye-tracker exports to scanpaths: one reader per format, and the recogniser behind `--format auto`.
 
-Only the standard library and NumPy are needed, so that a recording can be used wherever the model can. A reader never guesses in
+Only the standard library and NumPy are needed, so that a recording can be used wherever the model can. A reader never
+guesses in
 silence: each decision (unit, eye, coordinate frame) and each thing left out is a sentence in `Scanpath.notes`.
 """
 
@@ -40,12 +41,13 @@ class GazeOptions:
     Attributes:
         width, height: of the original image in pixels.
         placement: x0, y0, x1, y1 of the image on the screen in screen pixels; by default the image filled the screen.
-        columns: for plain CSV, names of this project (x, y, onset, duration, time, image, reader) -> column names, or column numbers
-            from 0 for a file without a header.
-        units: `"px"` (of the original image), `"screen"` (pixels of the screen) or `"norm"` ([0, 1]); by default decided from the values.
+        columns: for plain CSV, names of this project (x, y, onset, duration, time, image, reader) -> column names, or
+            column numbers from 0 for a file without a header.
+        units: `"px"` (of the original image), `"screen"` (pixels of the screen) or `"norm"` ([0, 1]); by default
+            decided from the values.
         time_unit: `"s"`, `"ms"` or `"us"`; by default decided from names and values.
         detection: `"idt"` or `"ivt"` for raw samples.
-        dispersion, velocity, min_duration_s: its thresholds: degrees, degrees per second, seconds.
+        dispersion, velocity, min_duration_s: its thresholds in degrees, degrees per second and seconds.
         pixels_per_degree: of the original image as it was shown; by default its width / 27.
         image_id: for formats that name no image; by default the file's stem.
         encoding: of text files; by default UTF-8 (with or without a mark), else Windows-1252 for trackers' own formats.
@@ -120,7 +122,7 @@ def _decode(data: bytes, path: Path, options: GazeOptions, tolerant: bool) -> tu
         row = data.count(b"\n", 0, error.start) + 1
         if b"\x00" in data[:4096]:
             raise InputError(f"{path}: row {row}: this is no text file; export the recording as text") from error
-        if tolerant and data[:2] == b"**" or tolerant and b"\t" in data[:4096]:
+        if tolerant and (data[:2] == b"**" or b"\t" in data[:4096]):
             return data.decode("cp1252", errors="replace"), "the file is not UTF-8 and was read as Windows-1252"
         raise InputError(
             f"{path}: row {row}: byte {data[error.start]:#04x} is not UTF-8; give --encoding, such as cp1252"
@@ -252,7 +254,7 @@ def _delimiter(line: str) -> str:
 def read_table(
     text: str, path: Path, is_header=None, header: list[str] | None = None, delimiter: str | None = None
 ) -> Table:
-    """A delimited text; lines before the first that `is_header` accepts (a set of plain names -> bool) are a preamble."""
+    """A delimited text; lines before the first whose plain names `is_header` accepts are a preamble."""
     lines = text.split("\n")
     cut_off = bool(lines[-1].strip())  # no line break at the end: the last line may be half a line
     start = 0
@@ -346,7 +348,8 @@ def _from_screen(x, y, screen: tuple[float, float], size: tuple[float, float], o
         x0, y0, x1, y1 = 0.0, 0.0, *screen
         if tuple(size) != tuple(screen):
             notes.append(
-                f"the image is taken to have filled the screen of {screen[0]:g} x {screen[1]:g} pixels; --placement says otherwise"
+                f"the image is taken to have filled the screen of {screen[0]:g} x {screen[1]:g} pixels; --placement "
+                "says otherwise"
             )
     if (x0, y0, x1, y1) == (0.0, 0.0, *size):
         return x, y
@@ -391,7 +394,8 @@ def _seconds(
         elif durations and len(values):
             unit = "ms" if float(np.nanmedian(np.abs(values))) > SECONDS_LIMIT else "s"
             notes.append(
-                f"{name} is taken to be in {'milliseconds' if unit == 'ms' else 'seconds'} (median {np.nanmedian(values):.4g})"
+                f"{name} is taken to be in {'milliseconds' if unit == 'ms' else 'seconds'} (median "
+                f"{np.nanmedian(values):.4g})"
             )
             other = np.abs(values) < 5 if unit == "ms" else np.abs(values) > 50
             if other.any() and (unit == "s" or float(np.abs(values[other]).max()) > 0):
@@ -430,9 +434,9 @@ def read_egd(
 ) -> list[Scanpath]:
     """Gazepoint columns as in EGD-CXR's `fixations.csv` and `eye_gaze.csv`; one scanpath per DICOM_ID.
 
-    Rows of one FPOGID belong to one fixation; its last valid row has the final duration. Original-image pixels are used where there
-    are any (negative means off the image); otherwise fractions of the screen. `sizes` gives films' sizes in pixels; with it, films that
-    are not in it are passed over.
+    Rows of one FPOGID belong to one fixation; its last valid row has the final duration. Original-image pixels are
+    used where there are any (negative means off the image); otherwise fractions of the screen. `sizes` gives films'
+    sizes in pixels; with it, films that are not in it are passed over.
     """
     table = read_table(text, path, lambda names: {"fpogx", "fpogy"} <= names)
     table.require("FPOGX", "FPOGY", "FPOGS", "FPOGD")
@@ -490,8 +494,9 @@ REFLACX_MARGIN_DEGREES = 0.5
 def read_reflacx(text: str, path: Path, options: GazeOptions) -> list[Scanpath]:
     """REFLACX `fixations.csv`, or raw samples of `gaze.csv`.
 
-    Positions are original-image pixels; a fixation less than half a degree outside the part of the image that was shown is moved onto its
-    edge, one farther out is left out. Onsets count from the start of the audio and may be negative.
+    Positions are original-image pixels; a fixation less than half a degree outside the part of the image that was
+    shown is moved onto its edge, one farther out is left out. Onsets count from the start of the audio and may be
+    negative.
     """
     table = read_table(text, path, lambda names: "xposition" in names)
     table.require(
@@ -536,7 +541,8 @@ def read_reflacx(text: str, path: Path, options: GazeOptions) -> list[Scanpath]:
     keep = off < REFLACX_MARGIN_DEGREES
     if (off[keep] > 0).any():
         notes.append(
-            f"{int((off[keep] > 0).sum())} fixations less than {REFLACX_MARGIN_DEGREES} degrees off the shown image are moved to its edge"
+            f"{int((off[keep] > 0).sum())} fixations less than {REFLACX_MARGIN_DEGREES} degrees off the shown image "
+            "are moved to its edge"
         )
     if not keep.all():
         notes.append(f"{int((~keep).sum())} of {len(keep)} fixations off the shown image are left out")
@@ -567,8 +573,9 @@ def read_reflacx(text: str, path: Path, options: GazeOptions) -> list[Scanpath]:
 def read_gazesearch(text: str, path: Path, options: GazeOptions) -> list[Scanpath]:
     """JSON in the layout of COCO-Search18 and GazeSearch: a list of `name, subject, task, X, Y, T, split`.
 
-    `T` is decided to be seconds or milliseconds from the median over the file, and the decision noted. Coordinates are pixels of the grid the
-    data set was published on (224 x 224 for GazeSearch, 1680 x 1050 for COCO-Search18), scaled to the image if its size is given.
+    `T` is decided to be seconds or milliseconds from the median over the file, and the decision noted. Coordinates
+    are pixels of the grid the data set was published on (224 x 224 for GazeSearch, 1680 x 1050 for COCO-Search18),
+    scaled to the image if its size is given.
     """
     try:
         entries = json.loads(text)
@@ -582,7 +589,8 @@ def read_gazesearch(text: str, path: Path, options: GazeOptions) -> list[Scanpat
                 raise InputError(f"{path}: entry {number}: key {key!r} is missing; there are {', '.join(entry)}")
         if not len(entry["X"]) == len(entry["Y"]) == len(entry["T"]):
             raise InputError(
-                f"{path}: entry {number} ({entry['name']}): X, Y and T have {len(entry['X'])}, {len(entry['Y'])} and {len(entry['T'])} values"
+                f"{path}: entry {number} ({entry['name']}): X, Y and T have {len(entry['X'])}, {len(entry['Y'])} and "
+                f"{len(entry['T'])} values"
             )
     try:
         all_x = np.array([v for entry in entries for v in entry["X"]], dtype=float)
@@ -601,7 +609,8 @@ def read_gazesearch(text: str, path: Path, options: GazeOptions) -> list[Scanpat
         grid = None
     if grid is None and not (options.width and options.height):
         raise InputError(
-            f"{path}: coordinates reach {all_x.max():g} x {all_y.max():g}; give --width and --height of the grid they are on"
+            f"{path}: coordinates reach {all_x.max():g} x {all_y.max():g}; give --width and --height of the grid they "
+            "are on"
         )
     width, height = float(options.width or grid[0]), float(options.height or grid[1])
     if grid:
@@ -635,9 +644,10 @@ def read_gazesearch(text: str, path: Path, options: GazeOptions) -> list[Scanpat
 
 
 def read_eyelink(text: str, path: Path, options: GazeOptions) -> list[Scanpath]:
-    """EyeLink ASC (edf2asc): one scanpath per recording block (START ... END), fixations from EFIX, or from samples where there is none.
+    """EyeLink ASC (edf2asc): one scanpath per recording block (START ... END), from EFIX, or from samples without it.
 
-    Of a binocular block the eye with more fixations is taken. Onsets count from the block's first SYNCTIME after START, else from START.
+    Of a binocular block the eye with more fixations is taken. Onsets count from the block's first SYNCTIME after
+    START, else from START.
     """
     screen, trial, number = None, None, 0
     blocks: list[dict] = []
@@ -759,9 +769,10 @@ def _asc_samples(block: dict, path: Path, notes: list[str]):
 
 
 def read_tobii(text: str, path: Path, options: GazeOptions) -> list[Scanpath]:
-    """Tobii Studio and Tobii Pro Lab exports (TSV or CSV, with or without a preamble, decimal comma or point), and raw SDK logs.
+    """Tobii Studio and Pro Lab exports (TSV or CSV, with or without a preamble, decimal comma or point), raw SDK logs.
 
-    Fixations are the exporter's own where it names them; samples of one fixation index form one fixation. One scanpath per stimulus.
+    Fixations are the exporter's own where it names them; samples of one fixation index form one fixation. One
+    scanpath per stimulus.
     """
 
     def is_header(names: set[str]) -> bool:
@@ -793,7 +804,8 @@ def read_tobii(text: str, path: Path, options: GazeOptions) -> list[Scanpath]:
     chosen = np.array([bool(cell.strip()) and bool(name.strip()) for cell, name in zip(index, stimulus, strict=True)])
     if not chosen.any():
         raise InputError(
-            f"{path}: no row belongs to a fixation (FixationIndex is empty throughout): the recording found no eyes, or export with a fixation filter"
+            f"{path}: no row belongs to a fixation (FixationIndex is empty throughout): the recording found no eyes, "
+            "or export with a fixation filter"
         )
     part = table.where(chosen)
     time_ms = part.numbers("Timestamp", decimal)
@@ -919,7 +931,8 @@ def _read_tobii_sdk(table: Table, path: Path, options: GazeOptions) -> list[Scan
             numbers = re.findall(r"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?|nan", cell)
             if len(numbers) != 2:
                 raise InputError(
-                    f"{path}: row {table.lines[k]}, column {side}_gaze_point_on_display_area: {cell!r} is no pair of numbers"
+                    f"{path}: row {table.lines[k]}, column {side}_gaze_point_on_display_area: {cell!r} is no pair of "
+                    "numbers"
                 )
             if valid[k]:
                 points[k] = float(numbers[0]), float(numbers[1])
@@ -931,7 +944,8 @@ def _read_tobii_sdk(table: Table, path: Path, options: GazeOptions) -> list[Scan
     placement = options.placement
     if placement and max(placement) > 1:
         raise InputError(
-            f"{path}: this recording is in fractions of the screen, so --placement must be too (x0, y0, x1, y1 in [0, 1])"
+            f"{path}: this recording is in fractions of the screen, so --placement must be too (x0, y0, x1, y1 in [0, "
+            "1])"
         )
     x0, y0, x1, y1 = placement or (0.0, 0.0, 1.0, 1.0)
     x, y = (mean[:, 0] - x0) / (x1 - x0) * size[0], (mean[:, 1] - y0) / (y1 - y0) * size[1]
@@ -947,8 +961,9 @@ PUPIL_CONFIDENCE = 0.6
 def read_pupil(text: str, path: Path, options: GazeOptions) -> list[Scanpath]:
     """Pupil-style CSV: `norm_pos_x, norm_pos_y` in [0, 1] with the origin at the *bottom* left, fixations or raw gaze.
 
-    Durations are milliseconds and timestamps seconds, as Pupil Player writes them. Rows of confidence below 0.6 are left out. Rows that
-    repeat a fixation (the same id and start: one per video frame) count once. Participants and stimuli make scanpaths of their own.
+    Durations are milliseconds and timestamps seconds, as Pupil Player writes them. Rows of confidence below 0.6 are
+    left out. Rows that repeat a fixation (the same id and start: one per video frame) count once. Participants and
+    stimuli make scanpaths of their own.
     """
     table = read_table(text, path, lambda names: {"normposx", "normposy"} <= names)
     x, y = table.numbers("norm_pos_x", missing=True), 1.0 - table.numbers("norm_pos_y", missing=True)
@@ -1041,18 +1056,72 @@ def _one_per_time(rows: np.ndarray, x, y, time_s, notes: list[str]):
 
 
 ALIASES = {
-    "x": ("x", "x_px", "x_pix", "pixel_x", "x_pixel", "gaze_x", "x_position", "fix_x", "current_fix_x", "x_left_pix", "x_pix_eyelink", "l_por_x_px"),
-    "y": ("y", "y_px", "y_pix", "pixel_y", "y_pixel", "gaze_y", "y_position", "fix_y", "current_fix_y", "y_left_pix", "y_pix_eyelink", "l_por_y_px"),
-    "duration": ("duration", "duration_s", "duration_ms", "dur", "fixation_duration", "fix_duration", "current_fix_duration"),
-    "onset": ("onset", "onset_s", "onset_ms", "start", "start_s", "start_ms", "start_time", "fix_start", "current_fix_start"),
-    "time": ("time", "time_s", "time_ms", "time_us", "timestamp", "timestamp_s", "timestamp_ms", "t", "eyelink_timestamp"),
+    "x": (
+        "x",
+        "x_px",
+        "x_pix",
+        "pixel_x",
+        "x_pixel",
+        "gaze_x",
+        "x_position",
+        "fix_x",
+        "current_fix_x",
+        "x_left_pix",
+        "x_pix_eyelink",
+        "l_por_x_px",
+    ),
+    "y": (
+        "y",
+        "y_px",
+        "y_pix",
+        "pixel_y",
+        "y_pixel",
+        "gaze_y",
+        "y_position",
+        "fix_y",
+        "current_fix_y",
+        "y_left_pix",
+        "y_pix_eyelink",
+        "l_por_y_px",
+    ),
+    "duration": (
+        "duration",
+        "duration_s",
+        "duration_ms",
+        "dur",
+        "fixation_duration",
+        "fix_duration",
+        "current_fix_duration",
+    ),
+    "onset": (
+        "onset",
+        "onset_s",
+        "onset_ms",
+        "start",
+        "start_s",
+        "start_ms",
+        "start_time",
+        "fix_start",
+        "current_fix_start",
+    ),
+    "time": (
+        "time",
+        "time_s",
+        "time_ms",
+        "time_us",
+        "timestamp",
+        "timestamp_s",
+        "timestamp_ms",
+        "t",
+        "eyelink_timestamp",
+    ),
     "image": ("image", "image_id", "dicom_id", "stimulus", "trial_index", "trialid", "trial_id", "screen_id"),
     "reader": ("reader", "reader_id", "subject", "participant", "recording_session_label"),
-}  # fmt: skip
+}
 
 
 def read_csv(text: str, path: Path, options: GazeOptions) -> list[Scanpath]:
-    """A plain CSV or TSV: columns as declared, else by their usual names. Fixations if it has durations, raw samples if it has times.
+    """A plain CSV or TSV, columns as declared, else by their usual names: fixations with durations, or timed samples.
 
     Coordinates are [0, 1] if all of them are, else pixels of the original image; the decision is noted.
     """
@@ -1068,7 +1137,8 @@ def read_csv(text: str, path: Path, options: GazeOptions) -> list[Scanpath]:
         cells = [cell.strip() for cell in first.split(_delimiter(first))]
         if not declared and cells and all(re.fullmatch(r"-?[\d.]+(?:[eE][-+]?\d+)?", cell) for cell in cells):
             raise InputError(
-                f"{path}: row 1 holds numbers and no names; declare columns by number, such as --columns x=0,y=1,duration=2"
+                f"{path}: row 1 holds numbers and no names; declare columns by number, such as --columns "
+                "x=0,y=1,duration=2"
             )
         wanted = {_plain(str(value)) for value in declared.values()}
         comment = first.startswith("#")
@@ -1088,7 +1158,8 @@ def read_csv(text: str, path: Path, options: GazeOptions) -> list[Scanpath]:
         if name in declared:
             if str(declared[name]) not in table:
                 raise InputError(
-                    f"{path}: column {declared[name]!r} (declared as {name}) is missing; there are {', '.join(table.header)}"
+                    f"{path}: column {declared[name]!r} (declared as {name}) is missing; there are "
+                    f"{', '.join(table.header)}"
                 )
             columns[name] = str(declared[name])
         else:
@@ -1097,14 +1168,16 @@ def read_csv(text: str, path: Path, options: GazeOptions) -> list[Scanpath]:
                 columns[name] = found
     notes: list[str] = [*table.notes, *kept_notes]
     pair = next((p for p in (("x_left", "x_right"), ("x_left_pix", "x_right_pix")) if p[0] in table), None)
-    if "x" not in columns and pair is None or "y" not in columns and pair is None:
+    if pair is None and not {"x", "y"} <= set(columns):
         raise InputError(
-            f"{path}: no columns of gaze are recognised among {', '.join(table.header)}; declare them, such as --columns x=PX,y=PY,duration=MS"
+            f"{path}: no columns of gaze are recognised among {', '.join(table.header)}; declare them, such as "
+            "--columns x=PX,y=PY,duration=MS"
         )
     raw = "duration" not in columns
     if raw and "time" not in columns and "onset" not in columns:
         raise InputError(
-            f"{path}: there are positions but neither a duration nor a time; declare one, such as --columns duration=NAME; there are {', '.join(table.header)}"
+            f"{path}: there are positions but neither a duration nor a time; declare one, such as --columns "
+            f"duration=NAME; there are {', '.join(table.header)}"
         )
     if "x" not in declared and pair and pair[1] in table:
         eyes = [
@@ -1130,7 +1203,8 @@ def read_csv(text: str, path: Path, options: GazeOptions) -> list[Scanpath]:
         if not norm and small.sum() > 0.2 * finite.sum():
             k = int(np.argmax(finite & ~((np.abs(x) <= 1.5) & (np.abs(y) <= 1.5))))
             raise InputError(
-                f"{path}: row {table.lines[k]}, columns x and y: {x[k]:g}, {y[k]:g} beside positions within [0, 1]: fractions and pixels are "
+                f"{path}: row {table.lines[k]}, columns x and y: {x[k]:g}, {y[k]:g} beside positions within [0, 1]: "
+                "fractions and pixels are "
                 "mixed; give --units if they are not"
             )
         notes.append(f"positions are taken to be {'in [0, 1] of the image' if norm else 'pixels of the image'}")
@@ -1186,7 +1260,8 @@ def read_csv(text: str, path: Path, options: GazeOptions) -> list[Scanpath]:
             values, lines = (x[rows], y[rows], start_s[rows], durations[rows]), table.lines[rows]
         if raw and not len(values[0]):
             raise InputError(
-                f"{path}: {image}: no fixation in {len(rows)} samples ({own[-1]}); the recording is too short or the thresholds do not fit"
+                f"{path}: {image}: no fixation in {len(rows)} samples ({own[-1]}); the recording is too short or the "
+                "thresholds do not fit"
             )
         scanpaths.append(check_scanpath(Scanpath(str(image), who, *size, *values, notes=own), str(path), lines))
     return scanpaths

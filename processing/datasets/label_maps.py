@@ -7,7 +7,8 @@ from ..anatomy import REGION_NAMES
 from ..errors import DataError
 from ..report_labels import FINDINGS
 
-# REFLACX, phases 1 to 3; labels without a counterpart among the 14 are left out of `labels` and keep their names in `boxes`.
+# REFLACX, phases 1 to 3; labels without a counterpart among the 14 are left out of `labels` and keep their names in
+# `boxes`.
 REFLACX_FINDINGS = {
     "atelectasis": "Atelectasis",
     "consolidation": "Consolidation",

@@ -1,11 +1,11 @@
-"""Phantom films with everything a model of gaze and reports learns from: film, gaze, timed report, boxes, labels, questions.
+"""Phantom films with all that a model of gaze and reports learns from: gaze, timed report, boxes, labels, questions.
 
-No public data set that needs no credentials has chest films, radiologists' gaze and reports together. Phantoms stand in for
-smoke tests, for pretraining and for the checkpoint that the project ships; they are drawings, and no clinical conclusion
-follows from anything measured on them.
+No public data set that needs no credentials has chest films, radiologists' gaze and reports together. Phantoms stand
+in for smoke tests, for pretraining and for the checkpoint that the project ships; they are drawings, and no clinical
+conclusion follows from anything measured on them.
 
-Every film is a function of (seed, index) alone, whatever the number of processes. Two films in a row (2k and 2k + 1) may be one
-patient's prior and follow-up; both then belong to one patient and one split.
+Every film is a function of (seed, index) alone, whatever the number of processes. Two films in a row (2k and 2k + 1)
+may be one patient's prior and follow-up; both then belong to one patient and one split.
 """
 
 from dataclasses import replace

@@ -1,11 +1,13 @@
 """The chest of the phantom simulator: a parametrised frontal anatomy and the crude physics that makes a film of it.
 
-The film is a map of attenuation (line integrals through soft tissue, lung, vessels and bone), to which exposure, scatter,
-quantum noise, a tone curve and collimation are applied, as in a computed-radiography chain. Shapes are closed formulas over
-the pixel grid or strokes drawn at twice the film's size, so a film of 256 x 256 pixels costs a few milliseconds.
+The film is a map of attenuation (line integrals through soft tissue, lung, vessels and bone), to which exposure,
+scatter, quantum noise, a tone curve and collimation are applied, as in a computed-radiography chain. Shapes are
+closed formulas over the pixel grid or strokes drawn at twice the film's size, so a film of 256 x 256 pixels costs a
+few milliseconds.
 
-Chest coordinates: X is the distance from the midline in film widths, positive towards the patient's left (the viewer's right);
-Y runs down the film in film heights. `Canvas` maps them to [0, 1] of the film. All proportions are round figures of ours.
+Chest coordinates: X is the distance from the midline in film widths, positive towards the patient's left (the
+viewer's right); Y runs down the film in film heights. `Canvas` maps them to [0, 1] of the film. All proportions are
+round figures of ours.
 """
 
 import math
@@ -69,9 +71,10 @@ def blur(image: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def power_noise(rng: np.random.Generator, size: int, exponent: float, low_cut: float = 2.0) -> np.ndarray:
-    """Noise of unit variance, (size, size), whose amplitude falls as frequency ** -exponent above `low_cut` cycles a film.
+    """Noise of unit variance, (size, size); its amplitude falls as frequency ** -exponent above `low_cut` cycles.
 
-    The spectrum is drawn for at most 64 cycles whatever the size, so that the same seed gives the same texture at every size.
+    The spectrum is drawn for at most 64 cycles whatever the size, so that the same seed gives the same texture at
+    every size.
     """
     cycles = 64
     phases = rng.standard_normal((2 * cycles, cycles + 1, 2), dtype=np.float32)
@@ -213,9 +216,14 @@ def _sample_look_alikes(rng: np.random.Generator, sex: str) -> list[dict]:
     if rng.random() < 0.35:
         for _ in range(int(rng.integers(1, 4))):
             chosen.append(
-                {"kind": "vessel end-on", "side": SIDES[rng.integers(2)], "across": rng.uniform(0.1, 0.35),
-                 "down": rng.uniform(0.4, 0.65), "radius": rng.uniform(0.005, 0.009)}
-            )  # fmt: skip
+                {
+                    "kind": "vessel end-on",
+                    "side": SIDES[rng.integers(2)],
+                    "across": rng.uniform(0.1, 0.35),
+                    "down": rng.uniform(0.4, 0.65),
+                    "radius": rng.uniform(0.005, 0.009),
+                }
+            )
     if rng.random() < (0.22 if sex == "F" else 0.15):
         level, across = rng.uniform(0.80, 0.92), rng.uniform(0.5, 0.65)
         for side in SIDES if rng.random() < 0.7 else SIDES[: int(rng.integers(1, 3))]:
@@ -223,8 +231,14 @@ def _sample_look_alikes(rng: np.random.Generator, sex: str) -> list[dict]:
     if rng.random() < 0.10:
         chosen.append({"kind": "skin fold", "side": SIDES[rng.integers(2)], "across": rng.uniform(0.55, 0.8)})
     if rng.random() < 0.10:
-        chosen.append({"kind": "healed rib", "side": SIDES[rng.integers(2)], "rib": int(rng.integers(4, 8)),
-                       "reach": rng.uniform(0.75, 0.92)})  # fmt: skip
+        chosen.append(
+            {
+                "kind": "healed rib",
+                "side": SIDES[rng.integers(2)],
+                "rib": int(rng.integers(4, 8)),
+                "reach": rng.uniform(0.75, 0.92),
+            }
+        )
     return [{key: (float(v) if isinstance(v, np.floating) else v) for key, v in item.items()} for item in chosen]
 
 
@@ -251,7 +265,7 @@ class Canvas:
     TABLE = (np.arange(2048) / 1280 - 0.3).astype(np.float32)
 
     def of_height(self, function) -> np.ndarray:
-        """A function of Y over the pixels, looked up in steps of 1/1280 of the film: far quicker than powers per pixel."""
+        """A function of Y over the pixels, looked up in steps of 1/1280 of the film: quicker than powers per pixel."""
         return np.asarray(function(self.TABLE), dtype=np.float32)[self._rows]
 
     def of_distance(self, function) -> np.ndarray:
@@ -292,7 +306,7 @@ class Canvas:
         for points, width, value in items:
             film = [tuple(point) for point in moved[start : start + len(points)]]
             start += len(points)
-            level = int(round(255 * min(1.0, value)))
+            level = round(255 * min(1.0, value))
             if width <= 0:
                 draw.polygon(film, fill=level)
                 continue
@@ -347,21 +361,38 @@ def lung_depth(anatomy: Anatomy, canvas: Canvas, side: str) -> tuple[np.ndarray,
 
 
 def silhouette(anatomy: Anatomy) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Heights Y (K,) and the distances of the right and the left border of heart and mediastinum from their centre line."""
+    """Heights Y (K,) and the distances of the right and left border of heart and mediastinum from their centre."""
     half, d, knob = anatomy.mediastinum, anatomy.heart_diameter, anatomy.knob
     bottom = 0.5 * (anatomy.dome["left"] + anatomy.dome["right"]) + 0.035
     top, height = anatomy.heart_top, bottom - anatomy.heart_top
     left = [
-        (anatomy.apex - 0.10, 0.085), (anatomy.apex, 0.072), (anatomy.knob_y - 1.5 * knob, 0.80 * half), (anatomy.knob_y - 0.2 * knob, half + 0.55 * knob),
-        (anatomy.knob_y + 0.9 * knob, half + 0.35 * knob), (anatomy.knob_y + 1.9 * knob, 0.90 * half), (anatomy.knob_y + 3.3 * knob, 1.02 * half),
-        (top + 0.10 * height, max(1.08 * half, 0.24 * d)), (top + 0.35 * height, 0.43 * d), (top + 0.60 * height, 0.58 * d),
-        (top + 0.80 * height, 0.65 * d), (top + 0.93 * height, 0.62 * d), (bottom + 0.02, 0.50 * d), (bottom + 0.06, 0.30 * d),
-    ]  # fmt: skip
+        (anatomy.apex - 0.10, 0.085),
+        (anatomy.apex, 0.072),
+        (anatomy.knob_y - 1.5 * knob, 0.80 * half),
+        (anatomy.knob_y - 0.2 * knob, half + 0.55 * knob),
+        (anatomy.knob_y + 0.9 * knob, half + 0.35 * knob),
+        (anatomy.knob_y + 1.9 * knob, 0.90 * half),
+        (anatomy.knob_y + 3.3 * knob, 1.02 * half),
+        (top + 0.10 * height, max(1.08 * half, 0.24 * d)),
+        (top + 0.35 * height, 0.43 * d),
+        (top + 0.60 * height, 0.58 * d),
+        (top + 0.80 * height, 0.65 * d),
+        (top + 0.93 * height, 0.62 * d),
+        (bottom + 0.02, 0.50 * d),
+        (bottom + 0.06, 0.30 * d),
+    ]
     right = [
-        (anatomy.apex - 0.10, 0.080), (anatomy.apex, 0.072), (anatomy.knob_y - 0.04, 0.90 * half), (anatomy.knob_y + 0.05, 0.84 * half),
-        (top - 0.02, 0.90 * half), (top + 0.25 * height, max(0.27 * d, 0.95 * half)), (top + 0.55 * height, 0.345 * d), (top + 0.80 * height, 0.33 * d),
-        (bottom, 0.25 * d), (bottom + 0.05, 0.17 * d),
-    ]  # fmt: skip
+        (anatomy.apex - 0.10, 0.080),
+        (anatomy.apex, 0.072),
+        (anatomy.knob_y - 0.04, 0.90 * half),
+        (anatomy.knob_y + 0.05, 0.84 * half),
+        (top - 0.02, 0.90 * half),
+        (top + 0.25 * height, max(0.27 * d, 0.95 * half)),
+        (top + 0.55 * height, 0.345 * d),
+        (top + 0.80 * height, 0.33 * d),
+        (bottom, 0.25 * d),
+        (bottom + 0.05, 0.17 * d),
+    ]
     heights = np.linspace(-0.2, 1.2, 1121)
     borders = []
     for points in (right, left):
@@ -425,7 +456,7 @@ def _grow(items, rng, anatomy, side, start, angle, width, level):
 
 
 def rib_line(anatomy: Anatomy, u: np.ndarray | float, part: str) -> np.ndarray | float:
-    """How far below its vertebra a rib runs at relative distance u = |X| / cage half-width (0 spine ... 1 side wall)."""
+    """How far below its vertebra a rib runs at u = |X| / cage half-width (0 spine ... 1 side wall)."""
     if part == "posterior":
         return anatomy.rib_slope * (-0.012 * np.sin(np.pi * np.minimum(u, 1.0) ** 0.7) + 0.075 * u**3.2)
     return anatomy.rib_slope * 0.075 + 0.135 * (1.0 - u) + 0.02 * np.sin(np.pi * u)
@@ -489,8 +520,20 @@ def skeleton(anatomy: Anatomy, canvas: Canvas) -> np.ndarray:
     for side in SIDES:
         sign, base = SIGN[side], anatomy.half_width * (1.06 - 0.24 * anatomy.scapula_in)
         top = anatomy.clavicle_y[side]
-        blades.append(([(sign * (base - 0.01), top + 0.06), (sign * (base + 0.015), top + 0.20), (sign * (base + 0.055), top + 0.37),
-                        (sign * (base + 0.085), top + 0.33), (sign * (base + 0.11), top + 0.10), (sign * (base + 0.07), top + 0.02)], 0.0, 0.55))  # fmt: skip
+        blades.append(
+            (
+                [
+                    (sign * (base - 0.01), top + 0.06),
+                    (sign * (base + 0.015), top + 0.20),
+                    (sign * (base + 0.055), top + 0.37),
+                    (sign * (base + 0.085), top + 0.33),
+                    (sign * (base + 0.11), top + 0.10),
+                    (sign * (base + 0.07), top + 0.02),
+                ],
+                0.0,
+                0.55,
+            )
+        )
         blades.append(
             (
                 [

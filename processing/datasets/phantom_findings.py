@@ -1,7 +1,8 @@
 """The findings of the phantom simulator: which ones a film has, where, how severe, and how each changes the film.
 
-Every category of `FINDINGS` is drawn with the sign radiologists look for (a meniscus, a pleural line without vessels beyond it,
-a bat-wing haze, a step in a rib), from obvious to near the threshold of detection. Sizes, contrasts and frequencies are ours.
+Every category of `FINDINGS` is drawn with the sign radiologists look for (a meniscus, a pleural line without vessels
+beyond it, a bat-wing haze, a step in a rib), from obvious to near the threshold of detection. Sizes, contrasts and
+frequencies are ours.
 """
 
 import math
@@ -204,8 +205,14 @@ def evolve(rng: np.random.Generator, before: list[Finding], anatomy: Anatomy) ->
     now, resolved = [], []
     for finding in before:
         draw = rng.random()
-        lasting = finding.category in ("Support Devices", "Lung Lesion", "Cardiomegaly", "Pleural Other", "Fracture",
-                                       "Enlarged Cardiomediastinum")  # fmt: skip
+        lasting = finding.category in (
+            "Support Devices",
+            "Lung Lesion",
+            "Cardiomegaly",
+            "Pleural Other",
+            "Fracture",
+            "Enlarged Cardiomediastinum",
+        )
         if draw < (0.05 if lasting else 0.22):
             resolved.append(finding)
             continue
@@ -510,8 +517,16 @@ def _lesion(finding, anatomy, canvas, layers, rng):
             spikes = []
             for angle in rng.uniform(0, 2 * math.pi, 9):
                 reach = radius * rng.uniform(1.2, 1.7)
-                spikes.append(([(x + 0.8 * radius * math.cos(angle), y + 0.8 * radius * math.sin(angle)),
-                                (x + reach * math.cos(angle), y + reach * math.sin(angle))], 0.003, 0.6))  # fmt: skip
+                spikes.append(
+                    (
+                        [
+                            (x + 0.8 * radius * math.cos(angle), y + 0.8 * radius * math.sin(angle)),
+                            (x + reach * math.cos(angle), y + reach * math.sin(angle)),
+                        ],
+                        0.003,
+                        0.6,
+                    )
+                )
             layers.extra += 0.16 * canvas.strokes(spikes, soft=0.001)
         finding.boxes.append((x - 1.15 * radius, y - 1.15 * radius, x + 1.15 * radius, y + 1.15 * radius))
 
@@ -562,11 +577,19 @@ def _devices(finding, anatomy, canvas, layers, rng):
         can = canvas.blob(x, y, 0.045, 0.036, 0.4 * sign)
         layers.extra += 1.1 * smooth_step((1.0 - can**2) * 4) + 0.4 * smooth_step((0.5 - can) * 4)
         tip = (c + 0.30 * anatomy.heart_diameter, bottom - 0.055)
-        lead = _curve([(x, y - 0.03), (sign * 0.14, anatomy.clavicle_y[finding.side] + 0.045), (svc[0] + 0.02, svc[1]),
-                       (svc[0] - 0.012, svc[1] + 0.16), (c - 0.02, bottom - 0.07), tip])  # fmt: skip
+        lead = _curve(
+            [
+                (x, y - 0.03),
+                (sign * 0.14, anatomy.clavicle_y[finding.side] + 0.045),
+                (svc[0] + 0.02, svc[1]),
+                (svc[0] - 0.012, svc[1] + 0.16),
+                (c - 0.02, bottom - 0.07),
+                tip,
+            ]
+        )
         items.append((lead, 0.0042, value))
         if rng.random() < 0.5:
-            items.append((lead[: int(len(lead) * 0.62)] + [(svc[0] - 0.02, svc[1] + 0.13)], 0.0042, value))
+            items.append(([*lead[: int(len(lead) * 0.62)], (svc[0] - 0.02, svc[1] + 0.13)], 0.0042, value))
         finding.boxes.append((x - 0.05, y - 0.045, x + 0.05, y + 0.045))
     elif finding.kind == "endotracheal tube":
         tip = anatomy.carina_y - float(rng.uniform(0.02, 0.08))
@@ -654,12 +677,16 @@ def _curve(points: list[tuple[float, float]], per_segment: int = 6) -> list[tupl
         for t in np.linspace(0, 1, per_segment, endpoint=k == len(p) - 3).tolist():
             curve.append(
                 tuple(
-                    0.5 * (2 * p[k][i] + (p[k + 1][i] - p[k - 1][i]) * t
-                           + (2 * p[k - 1][i] - 5 * p[k][i] + 4 * p[k + 1][i] - p[k + 2][i]) * t**2
-                           + (3 * p[k][i] - p[k - 1][i] - 3 * p[k + 1][i] + p[k + 2][i]) * t**3)
+                    0.5
+                    * (
+                        2 * p[k][i]
+                        + (p[k + 1][i] - p[k - 1][i]) * t
+                        + (2 * p[k - 1][i] - 5 * p[k][i] + 4 * p[k + 1][i] - p[k + 2][i]) * t**2
+                        + (3 * p[k][i] - p[k - 1][i] - 3 * p[k + 1][i] + p[k + 2][i]) * t**3
+                    )
                     for i in (0, 1)
                 )
-            )  # fmt: skip
+            )
     return curve
 
 

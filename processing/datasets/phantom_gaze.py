@@ -1,10 +1,11 @@
 """The readers of the phantom simulator: where they look, for how long, and when they speak.
 
-A reading starts with a global survey and turns focal: the reader goes through the topics of the report in an order of habit;
-on a lesion the gaze dwells, checks the mirrored place on the other side and returns. Amplitudes, turns, durations and returns
-follow the statistics of radiologists' scanpaths on chest films; speech follows gaze with a lag.
-Fixation durations are log-normal with a reader effect and a weak lag-1 correlation; saccades are proposed from a log-normal
-of amplitude and a U-shaped distribution of turns, and chosen among proposals by the density of the current target.
+A reading starts with a global survey and turns focal: the reader goes through the topics of the report in an order of
+habit; on a lesion the gaze dwells, checks the mirrored place on the other side and returns. Amplitudes, turns,
+durations and returns follow the statistics of radiologists' scanpaths on chest films; speech follows gaze with a lag.
+Fixation durations are log-normal with a reader effect and a weak lag-1 correlation; saccades are proposed from a log-
+normal of amplitude and a U-shaped distribution of turns, and chosen among proposals by the density of the current
+target.
 """
 
 import math
@@ -31,8 +32,11 @@ SURVEY = np.array(
 DEGREE = 1.0 / 27.0  # one degree of visual angle in film widths
 TOPIC_REGIONS = {
     "devices": ("trachea", "upper mediastinum", "right clavicle", "left clavicle"),
-    "lungs": tuple(name for name in REGION_NAMES if "lung zone" in name)
-    + ("right hilar structures", "left hilar structures"),
+    "lungs": (
+        *tuple(name for name in REGION_NAMES if "lung zone" in name),
+        "right hilar structures",
+        "left hilar structures",
+    ),
     "pleura": ("right costophrenic angle", "left costophrenic angle", "right upper lung zone", "left upper lung zone"),
     "heart": ("cardiac silhouette",),
     "mediastinum": ("upper mediastinum", "right hilar structures", "left hilar structures"),

@@ -1,9 +1,12 @@
 """The reports of the phantom simulator: a grammar with alternatives, and question-answer pairs.
 
-A template such as `"[There is|Note is made of] {a} {severity} {side} pleural effusion{change}."` is expanded by drawing one
-alternative per bracket (brackets nest) and filling the slots. A sentence never contradicts the film: negative statements are
-made only of what is absent. A finding left uncertain is worded so that a rule-based labeler reads it as uncertain.
+A template such as `"[There is|Note is made of] {a} {severity} {side} pleural effusion{change}."` is expanded by
+drawing one alternative per bracket (brackets nest) and filling the slots. A sentence never contradicts the film:
+negative statements are made only of what is absent. A finding left uncertain is worded so that a rule-based labeler
+reads it as uncertain.
 """
+
+# ruff: noqa: E501  (a template is read best on one line)
 
 import re
 from dataclasses import dataclass, field
@@ -72,11 +75,13 @@ PHRASES: dict[str, tuple[str, list[str], list[str], list[str], list[str]]] = {
         "degree",
         [
             "[The heart is|The cardiac silhouette is|Heart size is|The heart size is] {adverb} enlarged{change}.",
-            "[There is|] {severity} [cardiomegaly|enlargement of the cardiac silhouette|enlargement of the heart]{change}.",
+            "[There is|] {severity} [cardiomegaly|enlargement of the cardiac silhouette|enlargement of the "
+            "heart]{change}.",
             "{Severity} cardiomegaly [is present|is seen|is noted]{change}.",
         ],
         [
-            "[The heart size is|The cardiac silhouette is] [at the upper limits of normal|borderline in size], and [mild|] cardiomegaly [is possible|cannot be excluded].",
+            "[The heart size is|The cardiac silhouette is] [at the upper limits of normal|borderline in size], and "
+            "[mild|] cardiomegaly [is possible|cannot be excluded].",
             "[Possible|Questionable] [mild|slight|] cardiomegaly{change}.",
         ],
         ["{severity} cardiomegaly"],
@@ -85,8 +90,10 @@ PHRASES: dict[str, tuple[str, list[str], list[str], list[str], list[str]]] = {
     "Enlarged Cardiomediastinum": (
         "degree",
         [
-            "[The mediastinum|The mediastinal contour|The superior mediastinum|The upper mediastinum] is {adverb} [widened|enlarged]{change}.",
-            "There is {severity} [widening of the mediastinum|mediastinal widening|widening of the superior mediastinum]{change}.",
+            "[The mediastinum|The mediastinal contour|The superior mediastinum|The upper mediastinum] is {adverb} "
+            "[widened|enlarged]{change}.",
+            "There is {severity} [widening of the mediastinum|mediastinal widening|widening of the superior "
+            "mediastinum]{change}.",
         ],
         [
             "[Possible|Questionable] [widening of the mediastinum|mediastinal widening]{change}.",
@@ -98,8 +105,10 @@ PHRASES: dict[str, tuple[str, list[str], list[str], list[str], list[str]]] = {
     "Lung Opacity": (
         "density",
         [
-            "[There is|There is|Note is made of] {a} {severity} [hazy|ill-defined|ground-glass] opacity in {place}{change}.",
-            "{A} {severity} [hazy|ill-defined|ground-glass] opacity [is seen|is present|is noted|projects] [in|over] {place}{change}.",
+            "[There is|There is|Note is made of] {a} {severity} [hazy|ill-defined|ground-glass] opacity in "
+            "{place}{change}.",
+            "{A} {severity} [hazy|ill-defined|ground-glass] opacity [is seen|is present|is noted|projects] [in|over] "
+            "{place}{change}.",
             "[Hazy|Ill-defined] {severity} opacification of {place}{change}.",
         ],
         [
@@ -113,7 +122,8 @@ PHRASES: dict[str, tuple[str, list[str], list[str], list[str], list[str]]] = {
         "density",
         [
             "There is {severity} consolidation [in|of] {place}[ with air bronchograms|]{change}.",
-            "{Severity} [consolidation|airspace consolidation|focal consolidation] [is seen|is present|is noted] in {place}[ with air bronchograms|]{change}.",
+            "{Severity} [consolidation|airspace consolidation|focal consolidation] [is seen|is present|is noted] in "
+            "{place}[ with air bronchograms|]{change}.",
             "[Focal|Lobar|Confluent] consolidation [in|of] {place}{change}.",
         ],
         [
@@ -126,13 +136,17 @@ PHRASES: dict[str, tuple[str, list[str], list[str], list[str], list[str]]] = {
     "Pneumonia": (
         "density",
         [
-            "{Severity} patchy [opacity|opacities|airspace opacities] in {place} [consistent with|compatible with|in keeping with|representing] pneumonia{change}.",
-            "[There are|] {severity} patchy opacities in {place}, [consistent with|compatible with|due to] pneumonia{change}.",
-            "[Patchy|Heterogeneous] opacity [is seen|is present] in {place}, [consistent with|compatible with] pneumonia{change}.",
+            "{Severity} patchy [opacity|opacities|airspace opacities] in {place} [consistent with|compatible with|in "
+            "keeping with|representing] pneumonia{change}.",
+            "[There are|] {severity} patchy opacities in {place}, [consistent with|compatible with|due to] "
+            "pneumonia{change}.",
+            "[Patchy|Heterogeneous] opacity [is seen|is present] in {place}, [consistent with|compatible with] "
+            "pneumonia{change}.",
         ],
         [
             "{Severity} patchy [opacity|opacities] in {place} may represent pneumonia{change}.",
-            "[Patchy|Heterogeneous] opacity in {place}, [possibly pneumonia|possible pneumonia|suspicious for pneumonia]{change}.",
+            "[Patchy|Heterogeneous] opacity in {place}, [possibly pneumonia|possible pneumonia|suspicious for "
+            "pneumonia]{change}.",
         ],
         ["{where} pneumonia", "pneumonia in {place}"],
         ["possible {where} pneumonia", "possible pneumonia in {place}"],
@@ -142,7 +156,8 @@ PHRASES: dict[str, tuple[str, list[str], list[str], list[str], list[str]]] = {
         [
             "There is {severity} [pulmonary edema|pulmonary edema with perihilar haze|interstitial edema]{change}.",
             "{Severity} [pulmonary|interstitial] edema [is present|is seen|is noted]{change}.",
-            "[Perihilar haze and septal lines|Indistinct vessels and septal lines|Cephalization and perihilar haze] [indicate|represent|are consistent with] {severity} pulmonary edema{change}.",
+            "[Perihilar haze and septal lines|Indistinct vessels and septal lines|Cephalization and perihilar haze] "
+            "[indicate|represent|are consistent with] {severity} pulmonary edema{change}.",
         ],
         [
             "[Possible|Questionable] [mild|minimal|] [pulmonary|interstitial] edema{change}.",
@@ -155,7 +170,8 @@ PHRASES: dict[str, tuple[str, list[str], list[str], list[str], list[str]]] = {
         "degree",
         [
             "There is {severity} [linear|bandlike|discoid|platelike] atelectasis in {place}{change}.",
-            "{Severity} [linear|bandlike|discoid|subsegmental] atelectasis [is seen|is present|is noted] in {place}{change}.",
+            "{Severity} [linear|bandlike|discoid|subsegmental] atelectasis [is seen|is present|is noted] in "
+            "{place}{change}.",
             "[Linear|Bandlike|Platelike] atelectasis in {place}{change}.",
         ],
         [
@@ -172,7 +188,10 @@ PHRASES: dict[str, tuple[str, list[str], list[str], list[str], list[str]]] = {
             "{Severity} [volume loss and atelectasis|atelectasis] [is seen|is present|is noted] at {bases}{change}.",
             "{Severity} {base} atelectasis{change}.",
         ],
-        ["[Possible|Questionable] [mild|] {base} atelectasis{change}.", "{Base} atelectasis [is possible|cannot be excluded]{change}."],
+        [
+            "[Possible|Questionable] [mild|] {base} atelectasis{change}.",
+            "{Base} atelectasis [is possible|cannot be excluded]{change}.",
+        ],
         ["{severity} {base} atelectasis"],
         ["possible {base} atelectasis"],
     ),
@@ -180,10 +199,14 @@ PHRASES: dict[str, tuple[str, list[str], list[str], list[str], list[str]]] = {
         "small",
         [
             "[There is|There is|Note is made of] {a} {size} [pulmonary|lung|] nodule in {place}{change}.",
-            "{A} {size} [rounded|round|well-defined|spiculated|] nodule [is seen|is present|projects] [in|over] {place}{change}.",
+            "{A} {size} [rounded|round|well-defined|spiculated|] nodule [is seen|is present|projects] [in|over] "
+            "{place}{change}.",
             "[Pulmonary|Lung] nodule in {place} [measuring|measures] [approximately|about|] {size}{change}.",
         ],
-        ["[Possible|Questionable] {size} nodule in {place}{change}.", "[A|] [small|faint|] nodule in {place} [is possible|cannot be excluded]{change}."],
+        [
+            "[Possible|Questionable] {size} nodule in {place}{change}.",
+            "[A|] [small|faint|] nodule in {place} [is possible|cannot be excluded]{change}.",
+        ],
         ["{where} nodule", "{size} nodule in {place}"],
         ["possible {where} nodule"],
     ),
@@ -193,7 +216,10 @@ PHRASES: dict[str, tuple[str, list[str], list[str], list[str], list[str]]] = {
             "[There is|There is|Note is made of] {a} {size} [lung|pulmonary|] mass in {place}{change}.",
             "{A} {size} [rounded|lobulated|spiculated|] mass [is seen|is present|projects] [in|over] {place}{change}.",
         ],
-        ["[Possible|Questionable] mass in {place}{change}.", "[A|An underlying] mass in {place} [is possible|cannot be excluded]{change}."],
+        [
+            "[Possible|Questionable] mass in {place}{change}.",
+            "[A|An underlying] mass in {place} [is possible|cannot be excluded]{change}.",
+        ],
         ["{where} mass", "{where} lung mass, suspicious for malignancy"],
         ["possible {where} mass"],
     ),
@@ -201,7 +227,8 @@ PHRASES: dict[str, tuple[str, list[str], list[str], list[str], list[str]]] = {
         "small",
         [
             "[There is|] [a|] [small|] [calcified nodule|calcified granulomatous nodule] in {place}{change}.",
-            "[A calcified nodule|A dense calcified nodule|A calcified nodule, likely a granuloma,] [is seen|projects] [in|over] {place}{change}.",
+            "[A calcified nodule|A dense calcified nodule|A calcified nodule, likely a granuloma,] [is seen|projects] "
+            "[in|over] {place}{change}.",
         ],
         ["[Possible|Questionable] calcified nodule in {place}{change}."],
         ["calcified nodule in {place}"],
@@ -210,7 +237,8 @@ PHRASES: dict[str, tuple[str, list[str], list[str], list[str], list[str]]] = {
     "nodules": (
         "small",
         [
-            "[There are|Note is made of] [multiple|several|numerous] [bilateral|] [pulmonary|lung] nodules [in both lungs|throughout both lungs|]{change}.",
+            "[There are|Note is made of] [multiple|several|numerous] [bilateral|] [pulmonary|lung] nodules [in both "
+            "lungs|throughout both lungs|]{change}.",
             "[Multiple|Several|Numerous] [rounded|] nodules [are seen|are present] [in|throughout] both lungs{change}.",
         ],
         ["[Possible|Questionable] [multiple|several|] nodules in both lungs{change}."],
@@ -224,7 +252,10 @@ PHRASES: dict[str, tuple[str, list[str], list[str], list[str], list[str]]] = {
             "{A} {severity} {side} pneumothorax [is seen|is present|is noted|is identified]{change}.",
             "{Severity} {side} pneumothorax{change}.",
         ],
-        ["[Possible|Questionable] [small|tiny|] {side} pneumothorax{change}.", "[A|] [tiny|small] {side} [apical|] pneumothorax [is possible|cannot be excluded]{change}."],
+        [
+            "[Possible|Questionable] [small|tiny|] {side} pneumothorax{change}.",
+            "[A|] [tiny|small] {side} [apical|] pneumothorax [is possible|cannot be excluded]{change}.",
+        ],
         ["{severity} {side} pneumothorax"],
         ["possible {side} pneumothorax", "possible small {side} pneumothorax"],
     ),
@@ -234,9 +265,13 @@ PHRASES: dict[str, tuple[str, list[str], list[str], list[str], list[str]]] = {
             "[There is|There is|Note is made of] {a} {severity} {side} pleural effusion{change}.",
             "{A} {severity} {side} pleural effusion [is seen|is present|is noted|is identified]{change}.",
             "{Severity} {side} pleural effusion{change}.",
-            "[Blunting|Obscuration] of the {side} costophrenic angle [consistent with|compatible with|due to] {a} {severity} pleural effusion{change}.",
+            "[Blunting|Obscuration] of the {side} costophrenic angle [consistent with|compatible with|due to] {a} "
+            "{severity} pleural effusion{change}.",
         ],
-        ["[Possible|Questionable] [small|trace|] {side} pleural effusion{change}.", "[A|] [trace|small] {side} pleural effusion [is possible|cannot be excluded]{change}."],
+        [
+            "[Possible|Questionable] [small|trace|] {side} pleural effusion{change}.",
+            "[A|] [trace|small] {side} pleural effusion [is possible|cannot be excluded]{change}.",
+        ],
         ["{severity} {side} pleural effusion"],
         ["possible {side} pleural effusion", "possible small {side} pleural effusion"],
     ),
@@ -244,7 +279,8 @@ PHRASES: dict[str, tuple[str, list[str], list[str], list[str], list[str]]] = {
         "degree",
         [
             "There is {severity} {side} [pleural thickening|lateral pleural thickening]{change}.",
-            "{Severity} pleural thickening [is seen|is present|is noted] [along the {side} chest wall|on the {side}|in the {side} hemithorax]{change}.",
+            "{Severity} pleural thickening [is seen|is present|is noted] [along the {side} chest wall|on the "
+            "{side}|in the {side} hemithorax]{change}.",
         ],
         ["[Possible|Questionable] [mild|] {side} pleural thickening{change}."],
         ["{severity} {side} pleural thickening"],
@@ -253,8 +289,10 @@ PHRASES: dict[str, tuple[str, list[str], list[str], list[str], list[str]]] = {
     "apical cap": (
         "degree",
         [
-            "There is {severity} {side} [apical pleural thickening|apical pleural cap|pleural thickening at the apex]{change}.",
-            "{Severity} [apical pleural thickening|pleural thickening] [is seen|is present|is noted] on the {side}{change}.",
+            "There is {severity} {side} [apical pleural thickening|apical pleural cap|pleural thickening at the "
+            "apex]{change}.",
+            "{Severity} [apical pleural thickening|pleural thickening] [is seen|is present|is noted] on the "
+            "{side}{change}.",
         ],
         ["[Possible|Questionable] [mild|] {side} apical pleural thickening{change}."],
         ["{severity} {side} apical pleural thickening"],
@@ -264,7 +302,8 @@ PHRASES: dict[str, tuple[str, list[str], list[str], list[str], list[str]]] = {
         "degree",
         [
             "[There are|Note is made of] [calcified|] {side} pleural plaques{change}.",
-            "[Calcified|] pleural plaques [are seen|are present|are noted] [on the {side}|along the {side} chest wall|over the {side} lung]{change}.",
+            "[Calcified|] pleural plaques [are seen|are present|are noted] [on the {side}|along the {side} chest "
+            "wall|over the {side} lung]{change}.",
         ],
         ["[Possible|Questionable] [calcified|] {side} pleural plaques{change}."],
         ["{side} pleural plaques"],
@@ -293,68 +332,94 @@ PHRASES: dict[str, tuple[str, list[str], list[str], list[str], list[str]]] = {
     "pacemaker": (
         "degree",
         [
-            "[A|] {side} [chest wall|-sided|pectoral] pacemaker [is in place|is present|is seen|is noted] [with leads projecting over the right heart|with leads in expected position|]{change}.",
+            "[A|] {side} [chest wall|-sided|pectoral] pacemaker [is in place|is present|is seen|is noted] [with leads "
+            "projecting over the right heart|with leads in expected position|]{change}.",
             "[There is|Note is made of] a {side} [-sided|chest wall|pectoral] pacemaker{change}.",
         ],
-        [], ["pacemaker in place"], [],
+        [],
+        ["pacemaker in place"],
+        [],
     ),
     "endotracheal tube": (
         "degree",
         [
-            "[The|An] endotracheal tube [terminates|ends|projects] [{tip} cm above the carina|above the carina|in the mid trachea]{change}.",
+            "[The|An] endotracheal tube [terminates|ends|projects] [{tip} cm above the carina|above the carina|in the "
+            "mid trachea]{change}.",
             "[The tip of the|] endotracheal tube [is|lies] [{tip} cm|approximately {tip} cm] above the carina{change}.",
         ],
-        [], ["endotracheal tube in [good|appropriate|satisfactory] position"], [],
+        [],
+        ["endotracheal tube in [good|appropriate|satisfactory] position"],
+        [],
     ),
     "enteric tube": (
         "degree",
         [
-            "[The|{A}] [enteric|nasogastric|orogastric] tube [courses|extends|passes] below the diaphragm [with its tip in the stomach|and into the stomach|]{change}.",
+            "[The|{A}] [enteric|nasogastric|orogastric] tube [courses|extends|passes] below the diaphragm [with its "
+            "tip in the stomach|and into the stomach|]{change}.",
             "[Enteric|Nasogastric] tube tip [projects over|is in|lies in] the stomach{change}.",
         ],
-        [], ["enteric tube in the stomach"], [],
+        [],
+        ["enteric tube in the stomach"],
+        [],
     ),
     "central venous catheter": (
         "degree",
         [
-            "[A|The] {side} [-sided|internal jugular|] central venous catheter [terminates|ends|projects] [in|over] the [superior vena cava|lower superior vena cava|SVC]{change}.",
-            "{Side} [internal jugular|central venous] [catheter|line] tip [is in|projects over|lies in] the [superior vena cava|SVC]{change}.",
+            "[A|The] {side} [-sided|internal jugular|] central venous catheter [terminates|ends|projects] [in|over] "
+            "the [superior vena cava|lower superior vena cava|SVC]{change}.",
+            "{Side} [internal jugular|central venous] [catheter|line] tip [is in|projects over|lies in] the [superior "
+            "vena cava|SVC]{change}.",
         ],
-        [], ["central venous catheter in place"], [],
+        [],
+        ["central venous catheter in place"],
+        [],
     ),
     "port": (
         "degree",
         [
-            "[A|The] {side} [chest wall|chest|-sided] port catheter [terminates|ends] in the [superior vena cava|SVC]{change}.",
+            "[A|The] {side} [chest wall|chest|-sided] port catheter [terminates|ends] in the [superior vena "
+            "cava|SVC]{change}.",
             "{Side} [chest|chest wall] port catheter tip [is in|projects over] the [superior vena cava|SVC]{change}.",
         ],
-        [], ["{side} chest port in place"], [],
+        [],
+        ["{side} chest port in place"],
+        [],
     ),
     "chest tube": (
         "degree",
         [
-            "[A|The] {side} [chest tube|thoracostomy tube|pleural drain] [is in place|is present|projects over the {side} lung]{change}.",
+            "[A|The] {side} [chest tube|thoracostomy tube|pleural drain] [is in place|is present|projects over the "
+            "{side} lung]{change}.",
             "{Side} [chest tube|pleural drain] [is noted|is seen|in place]{change}.",
         ],
-        [], ["{side} chest tube in place"], [],
+        [],
+        ["{side} chest tube in place"],
+        [],
     ),
     "sternotomy wires": (
         "degree",
-        ["[Median sternotomy wires|Sternotomy wires|Midline sternal wires] are [intact|in place|present|noted|aligned]{change}."],
-        [], ["sternotomy wires"], [],
+        [
+            "[Median sternotomy wires|Sternotomy wires|Midline sternal wires] are [intact|in place|present|noted|aligned]{change}."
+        ],
+        [],
+        ["sternotomy wires"],
+        [],
     ),
-}  # fmt: skip
+}
 
 NORMAL = {
     "lungs clear": [
-        "[The lungs are|Both lungs are|Lungs are|The lungs remain] [clear|clear bilaterally|well expanded and clear|well aerated and clear|clear of focal consolidation|clear without focal consolidation].",
-        "[There is no|No evidence of|There is no evidence of] focal [consolidation|airspace consolidation|airspace disease|airspace opacity].",
+        "[The lungs are|Both lungs are|Lungs are|The lungs remain] [clear|clear bilaterally|well expanded and "
+        "clear|well aerated and clear|clear of focal consolidation|clear without focal consolidation].",
+        "[There is no|No evidence of|There is no evidence of] focal [consolidation|airspace consolidation|airspace "
+        "disease|airspace opacity].",
         "No focal [consolidation|airspace consolidation|airspace disease|airspace opacity][ is seen| is identified|].",
         "[No|There is no] focal [consolidation|opacity] or [pulmonary edema|edema|nodule].",
         "[Lung volumes are normal and the|The lungs are normally expanded and the] lung fields are clear.",
     ],
     "rest of the lungs clear": [
-        "[The lungs are otherwise clear|Otherwise, the lungs are clear|The remainder of the lungs is clear|The remaining lungs are clear].",
+        "[The lungs are otherwise clear|Otherwise, the lungs are clear|The remainder of the lungs is clear|The "
+        "remaining lungs are clear].",
         "[No other|There is no other] focal [abnormality|lung abnormality].",
     ],
     "no consolidation": [
@@ -363,31 +428,42 @@ NORMAL = {
     ],
     "no edema": ["[There is no|No|No evidence of] [pulmonary|overt pulmonary|] edema."],
     "no effusion or pneumothorax": [
-        "[There is no|No evidence of|There is no evidence of] [pleural effusion or pneumothorax|pneumothorax or pleural effusion|effusion or pneumothorax].",
-        "No [pleural effusion or pneumothorax|pneumothorax or pleural effusion|effusion or pneumothorax][ is seen| is identified|].",
-        "[The costophrenic angles are sharp and there is no pneumothorax|The pleural spaces are clear without effusion or pneumothorax|There is neither pleural effusion nor pneumothorax].",
+        "[There is no|No evidence of|There is no evidence of] [pleural effusion or pneumothorax|pneumothorax or "
+        "pleural effusion|effusion or pneumothorax].",
+        "No [pleural effusion or pneumothorax|pneumothorax or pleural effusion|effusion or pneumothorax][ is seen| is "
+        "identified|].",
+        "[The costophrenic angles are sharp and there is no pneumothorax|The pleural spaces are clear without "
+        "effusion or pneumothorax|There is neither pleural effusion nor pneumothorax].",
     ],
-    "no effusion": ["[There is no|No|No evidence of] [pleural effusion|effusion].", "The [costophrenic angles are|pleural spaces are] clear."],
+    "no effusion": [
+        "[There is no|No|No evidence of] [pleural effusion|effusion].",
+        "The [costophrenic angles are|pleural spaces are] clear.",
+    ],
     "no pneumothorax": ["[There is no|No|No evidence of] [visible|] pneumothorax."],
     "heart normal": [
-        "[The heart size|Heart size|The cardiac silhouette|The size of the heart|The cardiac size] is [normal|within normal limits|not enlarged|unremarkable].",
+        "[The heart size|Heart size|The cardiac silhouette|The size of the heart|The cardiac size] is [normal|within "
+        "normal limits|not enlarged|unremarkable].",
         "[The heart is|Heart is] [normal in size|not enlarged|of normal size].",
     ],
     "mediastinum normal": [
-        "[The mediastinal contours are|Mediastinal contours are|The mediastinal and hilar contours are|The hilar and mediastinal contours are] [normal|unremarkable|within normal limits].",
+        "[The mediastinal contours are|Mediastinal contours are|The mediastinal and hilar contours are|The hilar and "
+        "mediastinal contours are] [normal|unremarkable|within normal limits].",
         "[The mediastinum is|The mediastinal silhouette is] [unremarkable|not widened|normal].",
     ],
     "heart and mediastinum normal": [
-        "[The cardiomediastinal silhouette|Cardiomediastinal silhouette|The cardiomediastinal contour] is [normal|within normal limits|unremarkable].",
-        "[Heart size and mediastinal contours|The heart and mediastinum|Cardiac and mediastinal contours] are [normal|within normal limits|unremarkable].",
+        "[The cardiomediastinal silhouette|Cardiomediastinal silhouette|The cardiomediastinal contour] is "
+        "[normal|within normal limits|unremarkable].",
+        "[Heart size and mediastinal contours|The heart and mediastinum|Cardiac and mediastinal contours] are "
+        "[normal|within normal limits|unremarkable].",
     ],
     "bones normal": [
         "[No acute|There is no acute] [osseous|bony|skeletal] abnormality.",
-        "[The osseous structures|The bony structures|The visualized bones|Visualized osseous structures] are [intact|unremarkable|normal].",
+        "[The osseous structures|The bony structures|The visualized bones|Visualized osseous structures] are "
+        "[intact|unremarkable|normal].",
         "No [displaced|acute] [rib|] fracture[ is seen| is identified|].",
     ],
     "no devices": ["No [support devices|lines or tubes] [are seen|are present]."],
-}  # fmt: skip
+}
 LOOK_ALIKE_SENTENCES = {
     "nipple shadow": ["[Nipple shadows project|A nipple shadow projects] over the [lung base|lower lung]."],
     "skin fold": ["A skin fold projects over the {side} [lung|hemithorax]."],
@@ -413,8 +489,18 @@ RESOLVED_NAMES = {
     "Fracture": "fracture",
 }
 INDICATIONS = {
-    "": ["Routine examination.", "Preoperative evaluation.", "Chest pain.", "Cough.", "Shortness of breath.", "Follow-up.",
-         "Evaluate for acute process.", "Fever.", "Weakness.", "Dyspnea."],
+    "": [
+        "Routine examination.",
+        "Preoperative evaluation.",
+        "Chest pain.",
+        "Cough.",
+        "Shortness of breath.",
+        "Follow-up.",
+        "Evaluate for acute process.",
+        "Fever.",
+        "Weakness.",
+        "Dyspnea.",
+    ],
     "Pneumonia": ["Cough and fever.", "Fever, evaluate for pneumonia.", "Productive cough."],
     "Consolidation": ["Cough and fever.", "Fever and leukocytosis."],
     "Edema": ["Shortness of breath.", "Congestive heart failure.", "Dyspnea on exertion."],
@@ -423,7 +509,7 @@ INDICATIONS = {
     "Fracture": ["Trauma.", "Fall.", "Motor vehicle accident."],
     "Lung Lesion": ["Weight loss.", "History of smoking.", "Hemoptysis."],
     "Support Devices": ["Line placement.", "Status post intubation.", "Status post surgery."],
-}  # fmt: skip
+}
 
 
 @dataclass
@@ -493,8 +579,15 @@ def _slots(rng: np.random.Generator, finding: Finding, anatomy: Anatomy) -> dict
     if finding.change:
         options = CHANGES[finding.change]
         change = expand(rng, options[int(rng.integers(len(options)))])
-    adverb = {"minimal": "minimally", "slight": "slightly", "subtle": "slightly", "severe": "severely", "marked": "markedly",
-              "mild": "mildly", "moderate": "moderately"}.get(severity, "")  # fmt: skip
+    adverb = {
+        "minimal": "minimally",
+        "slight": "slightly",
+        "subtle": "slightly",
+        "severe": "severely",
+        "marked": "markedly",
+        "mild": "mildly",
+        "moderate": "moderately",
+    }.get(severity, "")
     # the width of a chest film is about 40 cm
     millimetres = 400 * {
         "nodule": 2 * (0.012 + 0.015 * finding.strength),
@@ -722,18 +815,32 @@ def questions(
         if len(same) == 1 and rng.random() < 0.5:
             asked.append({"question": f"On which side is the {name}?", "answer": f"{finding.side.capitalize()}."})
         elif finding.zone:
-            asked.append({"question": f"Where is the {name}?", "answer": f"In the {finding.side} {finding.zone} lung zone."
-                          if finding.category in (*AIRSPACE, "Lung Lesion", "Atelectasis") else f"On the {finding.side}."})  # fmt: skip
+            asked.append(
+                {
+                    "question": f"Where is the {name}?",
+                    "answer": f"In the {finding.side} {finding.zone} lung zone."
+                    if finding.category in (*AIRSPACE, "Lung Lesion", "Atelectasis")
+                    else f"On the {finding.side}.",
+                }
+            )
     graded = [f for f in sure if f.category in ("Pleural Effusion", "Pneumothorax", "Cardiomegaly", "Edema")]
     if graded and rng.random() < 0.5:
         finding = graded[int(rng.integers(len(graded)))]
-        asked.append({"question": f"How severe is the {finding.category.lower()}?",
-                      "answer": ("Minimal.", "Mild.", "Moderate.", "Severe.")[finding.severity]})  # fmt: skip
+        asked.append(
+            {
+                "question": f"How severe is the {finding.category.lower()}?",
+                "answer": ("Minimal.", "Mild.", "Moderate.", "Severe.")[finding.severity],
+            }
+        )
     changed = [f for f in sure if f.change in ("increased", "decreased", "unchanged") and f.category in RESOLVED_NAMES]
     if changed and rng.random() < 0.7:
         finding = changed[int(rng.integers(len(changed)))]
-        asked.append({"question": f"How has the {RESOLVED_NAMES[finding.category]} changed since the prior film?",
-                      "answer": f"{finding.change.capitalize()}."})  # fmt: skip
+        asked.append(
+            {
+                "question": f"How has the {RESOLVED_NAMES[finding.category]} changed since the prior film?",
+                "answer": f"{finding.change.capitalize()}.",
+            }
+        )
     if rng.random() < 0.2:
         asked.append({"question": "Is this a PA or an AP view?", "answer": f"{anatomy.view}."})
     if rng.random() < 0.35:

@@ -1,9 +1,10 @@
 """The phantom simulator held against published statistics of real gaze, and against real films.
 
-`gaze2report prepare phantom --statistics --out DIR [--real-films DIR] [--probe]` prints, side by side, scanpath statistics of the phantoms and of
-GazeSearch (3,870 + 517 + 488 scanpaths of radiologists, windows of six fixations), label prevalence and co-occurrence, report variety, grey
-levels and power spectra, and writes a contact sheet. With `--probe` it trains a linear model and a small network on raw pixels: a task worth
-training on is solved by neither of them at once, and not hopeless either.
+`gaze2report prepare phantom --statistics --out DIR [--real-films DIR] [--probe]` prints, side by side, scanpath
+statistics of the phantoms and of GazeSearch (3,870 + 517 + 488 scanpaths of radiologists, windows of six fixations),
+label prevalence and co-occurrence, report variety, grey levels and power spectra, and writes a contact sheet. With
+`--probe` it trains a linear model and a small network on
+raw pixels: a task worth training on is solved by neither of them at once, and not hopeless either.
 """
 
 import csv
@@ -92,7 +93,7 @@ def gaze_statistics(scanpaths: list[list[dict]]) -> dict[str, float]:
 
 
 def film_statistics(films: list[np.ndarray]) -> dict[str, float]:
-    """Grey levels (0 to 255) and power by octave of frequency (log10, of standardised, windowed films) of 256 x 256 films."""
+    """Grey levels (0 to 255) and log10 power by octave of frequency (films standardised and windowed)."""
     stack = np.stack([film.astype(np.float64) for film in films])
     result = {
         "grey mean": stack.mean(),
@@ -116,7 +117,7 @@ def film_statistics(films: list[np.ndarray]) -> dict[str, float]:
 
 
 def real_films(folder: Path, count: int) -> list[np.ndarray]:
-    """Up to `count` films of a folder, 256 x 256; of those without findings if the folder has a metadata.csv (file, findings).
+    """Up to `count` films of a folder, 256 x 256; those without findings if it has a metadata.csv (file, findings).
 
     Raises:
         DataError: no film is there.
@@ -182,7 +183,8 @@ def run_study(
         print(f"{name:44}{found[name]:9.3f}{value:9.3f}{tolerance:9.3f}{'   OUT' if wrong else ''}")
     lengths = np.array([len(record["fixations"]) for record in records])
     print(
-        f"fixations per reading: mean {lengths.mean():.1f}, 5 % {np.percentile(lengths, 5):.0f}, 95 % {np.percentile(lengths, 95):.0f}\n"
+        f"fixations per reading: mean {lengths.mean():.1f}, 5 % {np.percentile(lengths, 5):.0f}, 95 % "
+        f"{np.percentile(lengths, 95):.0f}\n"
     )
 
     labels = np.array([record["labels"] for record in records])
@@ -202,7 +204,8 @@ def run_study(
     sentences = {sentence["text"] for record in records for sentence in record["sentences"]}
     words = np.array([len(record["report"].split()) for record in records])
     print(
-        f"reports: {len(sentences)} distinct sentences, {words.mean():.1f} words on average (5 % {np.percentile(words, 5):.0f}, 95 % {np.percentile(words, 95):.0f})\n"
+        f"reports: {len(sentences)} distinct sentences, {words.mean():.1f} words on average (5 % "
+        f"{np.percentile(words, 5):.0f}, 95 % {np.percentile(words, 95):.0f})\n"
     )
 
     start = time.perf_counter()
@@ -248,8 +251,8 @@ OBVIOUS = 0.5  # strength from which a finding counts as obvious
 def run_probe(num_films: int, seed: int, epochs: int = 12) -> dict[str, dict[str, float]]:
     """Prints the AUROC of a linear model on raw pixels and of a small network, for all and for obvious findings.
 
-    Films from `num_films` on serve as the test. Hedged findings are left out; "obvious" compares films whose finding has at least half of
-    the full strength with films that lack it.
+    Films from `num_films` on serve as the test. Hedged findings are left out; "obvious" compares films whose finding
+    has at least half of the full strength with films that lack it.
     """
     import torch
     from sklearn.decomposition import PCA
@@ -329,7 +332,8 @@ def run_probe(num_films: int, seed: int, epochs: int = 12) -> dict[str, dict[str
 
     result = {}
     print(
-        f"\nAUROC on {test} films after training on {num_films}, {PROBE_SIZE} px (linear: raw pixels; network: 4 convolutions)"
+        f"\nAUROC on {test} films after training on {num_films}, {PROBE_SIZE} px (linear: raw pixels; network: 4 "
+        "convolutions)"
     )
     print(f"{'':28}{'linear':>9}{'network':>9}{'linear':>11}{'network':>9}")
     print(f"{'':28}{'all':>9}{'all':>9}{'obvious':>11}{'obvious':>9}")
@@ -344,11 +348,13 @@ def run_probe(num_films: int, seed: int, epochs: int = 12) -> dict[str, dict[str
                 row[f"{kind} {title}"] = float(roc_auc_score(truth[mask], scores[mask, k])) if both else float("nan")
         result[name] = row
         print(
-            f"{name:28}{row['linear all']:9.3f}{row['network all']:9.3f}{row['linear obvious']:11.3f}{row['network obvious']:9.3f}"
+            f"{name:28}{row['linear all']:9.3f}{row['network all']:9.3f}"
+            f"{row['linear obvious']:11.3f}{row['network obvious']:9.3f}"
         )
     means = {key: float(np.nanmean([row[key] for row in result.values()])) for key in next(iter(result.values()))}
     print(
-        f"{'mean':28}{means['linear all']:9.3f}{means['network all']:9.3f}{means['linear obvious']:11.3f}{means['network obvious']:9.3f}"
+        f"{'mean':28}{means['linear all']:9.3f}{means['network all']:9.3f}"
+        f"{means['linear obvious']:11.3f}{means['network obvious']:9.3f}"
     )
     return result
 

@@ -1,10 +1,11 @@
 """The canonical record: one reading of one film, with everything a source knows about it.
 
-Coordinates are in [0, 1] of the original image, times in seconds. Only `image_id`, `patient_id` and `split` are always there;
-what a source does not know is None or an empty list, never a made-up value.
+Coordinates are in [0, 1] of the original image, times in seconds. Only `image_id`, `patient_id` and `split` are
+always there; what a source does not know is None or an empty list, never a made-up value.
 """
 
 import math
+from itertools import pairwise
 
 import numpy as np
 
@@ -14,9 +15,19 @@ from ..report_labels import FINDINGS, NUM_FINDINGS
 
 SPLITS = ("train", "validation", "test")
 TEXT_COLUMNS = (
-    "image_id", "study_id", "patient_id", "reader_id", "split", "view", "report", "findings_text", "impression", "indication",
-    "prior_image_id", "comparison",
-)  # fmt: skip
+    "image_id",
+    "study_id",
+    "patient_id",
+    "reader_id",
+    "split",
+    "view",
+    "report",
+    "findings_text",
+    "impression",
+    "indication",
+    "prior_image_id",
+    "comparison",
+)
 LIST_COLUMNS = ("fixations", "labels", "boxes", "regions", "sentences", "questions", "terms")
 COLUMNS = ("image", *TEXT_COLUMNS, *LIST_COLUMNS)
 
@@ -24,8 +35,9 @@ COLUMNS = ("image", *TEXT_COLUMNS, *LIST_COLUMNS)
 def record_features():
     """The record as `datasets.Features`.
 
-    `labels` holds 14 values in the order of `FINDINGS`: 1 present, 0 absent, -1 uncertain, None not known. `regions` holds 17 boxes
-    [x0, y0, x1, y1] in the order of `REGION_NAMES`, with None for a region that the source lacks. `terms` holds what else a source
+    `labels` holds 14 values in the order of `FINDINGS`: 1 present, 0 absent, -1 uncertain, None not known. `regions`
+    holds 17 boxes [x0, y0, x1, y1] in the order of `REGION_NAMES`, with None for a region that the source lacks.
+    `terms` holds what else a source
     indexes a film with: MeSH headings, the target of a search.
     """
     from datasets import Features, Image, List, Value
@@ -116,11 +128,12 @@ def _check_fixations(fixations: list[dict], where: str) -> None:
     if wrong.any():
         number = int(np.argmax(wrong))
         raise DataError(
-            f"{where}: fixations[{number}] is x {values[number, 0]}, y {values[number, 1]}, duration {values[number, 2]} s; "
+            f"{where}: fixations[{number}] is x {values[number, 0]}, y {values[number, 1]}, duration "
+            f"{values[number, 2]} s; "
             "x and y must be in [0, 1] of the image and the duration positive"
         )
     onsets = [f["onset_s"] for f in fixations]
-    if None not in onsets and any(b < a for a, b in zip(onsets, onsets[1:], strict=False)):
+    if None not in onsets and any(b < a for a, b in pairwise(onsets)):
         raise DataError(f"{where}: fixations are not in the order of their onsets")
 
 

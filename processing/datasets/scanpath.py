@@ -1,7 +1,8 @@
 """A recorded scanpath, its canonical JSONL line, and fixations out of raw samples.
 
-Everything here needs the standard library and NumPy only. In memory, positions are pixels of the original image and times are
-seconds; the canonical line holds milliseconds, converted in decimal arithmetic so that writing and reading back changes no bit.
+Everything here needs the standard library and NumPy only. In memory, positions are pixels of the original image and
+times are seconds; the canonical line holds milliseconds, converted in decimal arithmetic so that writing and reading
+back changes no bit.
 """
 
 import json
@@ -76,7 +77,8 @@ def check_scanpath(scanpath: Scanpath, where: str, rows: np.ndarray | None = Non
         rows: line number of each fixation in the file.
 
     Raises:
-        InputError: values that are not finite, durations that are not positive, onsets that go back, or no fixation on the image.
+        InputError: values that are not finite, durations that are not positive, onsets that go back, or no fixation
+            on the image.
     """
     rows = np.arange(1, len(scanpath) + 1) if rows is None else np.asarray(rows)
     size = scanpath.width, scanpath.height
@@ -102,7 +104,8 @@ def check_scanpath(scanpath: Scanpath, where: str, rows: np.ndarray | None = Non
     if bad.any():
         k = int(np.argmax(bad))
         raise InputError(
-            f"{where}: row {rows[k]}, duration: {scanpath.duration_s[k]:g} s; no fixation lasts that long: is the unit milliseconds? "
+            f"{where}: row {rows[k]}, duration: {scanpath.duration_s[k]:g} s; no fixation lasts that long: is the unit "
+            "milliseconds? "
             "(--time-unit ms)"
         )
     back = np.diff(scanpath.onset_s) < 0
@@ -121,8 +124,10 @@ def check_scanpath(scanpath: Scanpath, where: str, rows: np.ndarray | None = Non
     inside = (scanpath.x >= 0) & (scanpath.x <= scanpath.width) & (scanpath.y >= 0) & (scanpath.y <= scanpath.height)
     if len(inside) and not inside.any():
         raise InputError(
-            f"{where}: all {len(inside)} fixations of {scanpath.image_id} lie off the image of {scanpath.width:g} x {scanpath.height:g} "
-            f"pixels (row {rows[0]}: x {scanpath.x[0]:g}, y {scanpath.y[0]:g}); check --width, --height, --units and --placement"
+            f"{where}: all {len(inside)} fixations of {scanpath.image_id} lie off the image of {scanpath.width:g} x "
+            f"{scanpath.height:g} "
+            f"pixels (row {rows[0]}: x {scanpath.x[0]:g}, y {scanpath.y[0]:g}); check --width, --height, --units and "
+            "--placement"
         )
     if not inside.all():
         scanpath.notes.append(f"{int((~inside).sum())} of {len(inside)} fixations lie off the image and are left out")
@@ -196,7 +201,8 @@ def parse_canonical(text: str, where: str) -> list[Scanpath]:
         for key in ("image_id", "width", "height", "X", "Y", "T"):
             if key not in entry:
                 raise InputError(
-                    f"{where}: line {number}: key {key!r} is missing; a scanpath has image_id, width, height, X, Y, T, onset"
+                    f"{where}: line {number}: key {key!r} is missing; a scanpath has image_id, width, height, X, Y, T, "
+                    "onset"
                 )
         lengths = {key: len(entry[key]) for key in ("X", "Y", "T", "onset") if isinstance(entry.get(key), list)}
         if len(set(lengths.values())) != 1 or not {"X", "Y", "T"} <= set(lengths):
@@ -218,9 +224,15 @@ def parse_canonical(text: str, where: str) -> list[Scanpath]:
             raise InputError(f"{where}: line {number}: width and height must be pixels of the image") from error
         reader = entry.get("reader_id")
         scanpath = Scanpath(
-            str(entry["image_id"]), None if reader is None else str(reader), *size, columns["X"], columns["Y"], columns["onset"],
-            columns["T"], notes=notes,
-        )  # fmt: skip
+            str(entry["image_id"]),
+            None if reader is None else str(reader),
+            *size,
+            columns["X"],
+            columns["Y"],
+            columns["onset"],
+            columns["T"],
+            notes=notes,
+        )
         scanpaths.append(check_scanpath(scanpath, f"{where}: line {number}"))
     return scanpaths
 
@@ -238,7 +250,9 @@ def detect_fixations(
     velocity: float = VELOCITY_DEGREES_PER_S,
     min_duration_s: float = MIN_FIXATION_S,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Fixations of raw samples by dispersion (I-DT) or velocity (I-VT); Salvucci and Goldberg 2000, doi 10.1145/355017.355028.
+    """Fixations of raw samples by dispersion (I-DT) or velocity (I-VT).
+
+    Salvucci and Goldberg 2000, doi 10.1145/355017.355028.
 
     Args:
         x, y: pixels, (N,); NaN where the eye was lost, which ends a fixation.

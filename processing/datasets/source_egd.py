@@ -1,7 +1,7 @@
 """EGD-CXR (and its copy inside MIMIC-Eye): one radiologist's gaze and dictation on 1,083 films of MIMIC-CXR.
 
-Layout: `master_sheet.csv`, `fixations.csv` (or `eye_gaze.csv`), `bounding_boxes.csv` and `audio_segmentation_transcripts/<dicom_id>/transcript.json`;
-the films are in a MIMIC-CXR-JPG folder of their own.
+Layout: `master_sheet.csv`, `fixations.csv` (or `eye_gaze.csv`), `bounding_boxes.csv` and
+`audio_segmentation_transcripts/<dicom_id>/transcript.json`; the films are in a MIMIC-CXR-JPG folder of their own.
 """
 
 import json
@@ -154,7 +154,8 @@ def egd_reading(root: Path, item: dict, max_side: int | None) -> Iterator[dict |
 def read_transcript(path: Path) -> tuple[str | None, list[dict]]:
     """Full text and timed sentences of a `transcript.json`.
 
-    The timed part is the first list of objects that have a begin and an end time; their text is under `phrase`, `text`, `word` or `transcript`.
+    The timed part is the first list of objects that have a begin and an end time; their text is under `phrase`,
+    `text`, `word` or `transcript`.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))

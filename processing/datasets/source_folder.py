@@ -19,12 +19,14 @@ TABLES = ("metadata.csv", "metadata.jsonl", "data.csv", "data.jsonl", "reports.c
 class FolderSource(Source):
     """Films in a folder, described by a CSV or JSONL table, or by nothing.
 
-    Columns are those of the record; `image` names the film's file relative to the root. Columns named like findings (`Pleural Effusion`, `pleural_effusion`)
-    are labels; `gaze` names a gaze file of any format that `gaze2report gaze` reads. JSONL lines may hold the record's lists themselves.
+    Columns are those of the record; `image` names the film's file relative to the root. Columns named like findings
+    (`Pleural Effusion`, `pleural_effusion`) are labels; `gaze` names a gaze file of any format that `gaze2report
+    gaze` reads. JSONL lines may hold the record's lists themselves.
 
     Args:
         root: folder of the films.
-        table: CSV or JSONL; by default the first of metadata.csv, metadata.jsonl, data.*, reports.* in the root; without any, every film is a record.
+        table: CSV or JSONL; by default the first of metadata.csv, metadata.jsonl, data.*, reports.* in the root;
+            without any, every film is a record.
         columns: record column -> the table's column.
         max_side: films with a longer side are made smaller.
     """
@@ -76,11 +78,13 @@ class FolderSource(Source):
             for name, column in self.columns.items():
                 if column not in have:
                     raise DataError(
-                        f"{self.table}: column {column!r} (mapped to {name}) is missing; there are {', '.join(sorted(have - {'__line__'}))}"
+                        f"{self.table}: column {column!r} (mapped to {name}) is missing; there are "
+                        f"{', '.join(sorted(have - {'__line__'}))}"
                     )
             if self.columns.get("image", "image") not in have:
                 raise DataError(
-                    f"{self.table}: no column image; map one, such as --columns image=FILE; there are {', '.join(sorted(have - {'__line__'}))}"
+                    f"{self.table}: no column image; map one, such as --columns image=FILE; there are "
+                    f"{', '.join(sorted(have - {'__line__'}))}"
                 )
         return rows
 

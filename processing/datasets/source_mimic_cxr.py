@@ -86,9 +86,16 @@ class MimicCxrSource(Source):
             earlier = before.get(subject, [])
             prior = next((dicom for old, dicom in reversed(earlier) if old != study), None)
             items.append(
-                {"dicom": row["dicom_id"], "subject": subject, "study": study, "view": view or None, "split": splits.get(row["dicom_id"]),
-                 "labels": labels.get(study, []), "prior": prior}
-            )  # fmt: skip
+                {
+                    "dicom": row["dicom_id"],
+                    "subject": subject,
+                    "study": study,
+                    "view": view or None,
+                    "split": splits.get(row["dicom_id"]),
+                    "labels": labels.get(study, []),
+                    "prior": prior,
+                }
+            )
             if frontal:
                 before.setdefault(subject, []).append((study, row["dicom_id"]))
         return items
@@ -125,9 +132,12 @@ class MimicCxrSource(Source):
         else:
             sections = report_sections(path.read_text(encoding="utf-8", errors="replace"))
             record.update(
-                findings_text=sections.get("findings"), impression=sections.get("impression"), indication=sections.get("indication"),
-                comparison=sections.get("comparison"), report=compose_report(sections.get("findings"), sections.get("impression")),
-            )  # fmt: skip
+                findings_text=sections.get("findings"),
+                impression=sections.get("impression"),
+                indication=sections.get("indication"),
+                comparison=sections.get("comparison"),
+                report=compose_report(sections.get("findings"), sections.get("impression")),
+            )
             if not record["report"]:
                 yield Dropped(item["dicom"], "the report has neither findings nor impression", "report", str(path))
         yield record

@@ -1,7 +1,8 @@
 """MIMIC-Eye: REFLACX and EGD-CXR sorted by patient, with films and reports beside them; both published layouts.
 
-`patient_<id>/CXR-JPG/s<study>/<dicom>.jpg`, `patient_<id>/CXR-DICOM/s<study>.txt`, `patient_<id>/REFLACX/{metadata.csv, main_data/<id>/...}` (or
-`REFLACX/<id>/...` in the older layout) and `patient_<id>/EyeGaze/{master_sheet.csv, fixations.csv, ...}`.
+`patient_<id>/CXR-JPG/s<study>/<dicom>.jpg`, `patient_<id>/CXR-DICOM/s<study>.txt`,
+`patient_<id>/REFLACX/{metadata.csv, main_data/<id>/...}` (or `REFLACX/<id>/...` in the older layout) and
+`patient_<id>/EyeGaze/{master_sheet.csv, fixations.csv, ...}`.
 """
 
 from collections.abc import Iterator

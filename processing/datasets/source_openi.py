@@ -21,7 +21,8 @@ class OpeniSource(Source):
     The collection does not say which reports are one patient's: each report counts as a patient.
 
     Args:
-        root: folder with the XML files (searched to any depth), or the archive as it is distributed (.tgz, .tar.gz, .zip).
+        root: folder with the XML files (searched to any depth), or the archive as it is distributed (.tgz, .tar.gz,
+            .zip).
         images: folder with the films, named as the XML files name them.
         max_side: films with a longer side are made smaller.
     """
@@ -87,10 +88,16 @@ class OpeniSource(Source):
         findings, impression = report["FINDINGS"], report["IMPRESSION"]
         values = mesh_labels(report["mesh"])
         record.update(
-            image=image, study_id=report["id"], findings_text=findings, impression=impression, indication=report["INDICATION"],
-            comparison=report["COMPARISON"], report=compose_report(findings, impression), terms=report["mesh"],
+            image=image,
+            study_id=report["id"],
+            findings_text=findings,
+            impression=impression,
+            indication=report["INDICATION"],
+            comparison=report["COMPARISON"],
+            report=compose_report(findings, impression),
+            terms=report["mesh"],
             labels=label_list(values) if values else [],
-        )  # fmt: skip
+        )
         return record
 
 

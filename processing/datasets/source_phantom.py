@@ -22,24 +22,31 @@ class PhantomSource(Source):
         image_size: height and width in pixels.
         seed: of the data set.
         readers: readings per film, each a record.
-        encoding: `"jpeg"` (quality 95, as real films are mostly distributed), `"png"` or `"png16"` (the 12-bit levels, times 16).
+        encoding: `"jpeg"` (quality 95, as real films are mostly distributed), `"png"` or `"png16"` (the 12-bit
+            levels, times 16).
     """
 
     def __init__(
         self, num_films: int = 1000, image_size: int = 256, seed: int = 0, readers: int = 1, encoding: str = "jpeg"
     ):
         for name, value, low, high in (
-            ("--num-films", num_films, 1, 10**7), ("--image-size", image_size, 32, 4096), ("--readers", readers, 1, NUM_READERS),
+            ("--num-films", num_films, 1, 10**7),
+            ("--image-size", image_size, 32, 4096),
+            ("--readers", readers, 1, NUM_READERS),
             ("--seed", seed, 0, 2**32 - 1),
-        ):  # fmt: skip
+        ):
             if not low <= value <= high:
                 raise DataError(f"phantom: {name} must be {low} to {high}, not {value}")
         if encoding not in ENCODINGS:
             raise DataError(f"phantom: --encoding must be one of {', '.join(ENCODINGS)}, not {encoding!r}")
         settings = {
-            "generator_version": VERSION, "num_films": num_films, "image_size": image_size, "seed": seed, "readers": readers,
+            "generator_version": VERSION,
+            "num_films": num_films,
+            "image_size": image_size,
+            "seed": seed,
+            "readers": readers,
             "encoding": encoding,
-        }  # fmt: skip
+        }
         super().__init__("phantom", "generated; no terms", settings)
 
     def items(self) -> list[int]:
@@ -62,7 +69,7 @@ def encode(film: np.ndarray, encoding: str) -> bytes:
     elif encoding == "png":
         Image.fromarray(film).save(buffer, "PNG", compress_level=6)
     else:
-        Image.fromarray((film.astype(np.uint16) * 16)).save(buffer, "PNG", compress_level=6)
+        Image.fromarray(film.astype(np.uint16) * 16).save(buffer, "PNG", compress_level=6)
     return buffer.getvalue()
 
 

@@ -1,8 +1,9 @@
-"""REFLACX (and its copy inside MIMIC-Eye): chest films of MIMIC-CXR-JPG, read aloud by radiologists under an eye tracker.
+"""REFLACX (and its copy inside MIMIC-Eye): films of MIMIC-CXR-JPG, read aloud by radiologists under an eye tracker.
 
-Layout: `main_data/metadata_phase_{1,2,3}.csv` and `main_data/<id>/{fixations.csv, timestamps_transcription.csv, transcription.txt,
-chest_bounding_box.csv, anomaly_location_ellipses.csv}`; the films are in a MIMIC-CXR-JPG folder of their own.
-The readers are not named in the published tables; a reading's id stands in `reader_id`, so that readings of one film stay apart.
+Layout: `main_data/metadata_phase_{1,2,3}.csv` and `main_data/<id>/{fixations.csv, timestamps_transcription.csv,
+transcription.txt, chest_bounding_box.csv, anomaly_location_ellipses.csv}`; the films are in a MIMIC-CXR-JPG folder of
+their own. The readers are not named in the published tables; a reading's id stands in `reader_id`, so that readings
+of one film stay apart.
 """
 
 import re
@@ -10,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import DataError, Gaze2ReportError, InputError
-from ..report_labels import FINDINGS
 from .films import film_column
 from .gaze_formats import GazeOptions, Table, read_reflacx, read_table
 from .label_maps import REFLACX_BOX_CERTAINTY, REFLACX_FINDINGS, merge_labels, plain, reflacx_label
@@ -20,8 +20,16 @@ from .transcripts import sentences_of_words
 from .writing import Dropped, Source
 
 NOT_LABELS = {
-    "id", "split", "eye_tracking_data_discarded", "image", "dicom_id", "subject_id", "image_size_x", "image_size_y", "study_id",
-}  # fmt: skip
+    "id",
+    "split",
+    "eye_tracking_data_discarded",
+    "image",
+    "dicom_id",
+    "subject_id",
+    "image_size_x",
+    "image_size_y",
+    "study_id",
+}
 
 
 def load_table(path: Path) -> Table:
@@ -56,7 +64,8 @@ class ReflacxSource(Source):
 
     Args:
         root: folder that holds `main_data`.
-        images: MIMIC-CXR-JPG folder that holds `files/p10/...`; the film's path there is the metadata's `image` with the ending .jpg.
+        images: MIMIC-CXR-JPG folder that holds `files/p10/...`; the film's path there is the metadata's `image` with
+            the ending .jpg.
         split: `"official"` (MIMIC-CXR's, as the metadata has it) or `"patient"` (a hash of the subject).
         max_side: films with a longer side are made smaller.
     """
@@ -72,7 +81,7 @@ class ReflacxSource(Source):
         super().__init__(
             "reflacx",
             "PhysioNet restricted access (REFLACX) and credentialed access (MIMIC-CXR-JPG): not to be passed on",
-            {"split": split, "max_side": max_side, "lead": "see transcripts.LEAD_S"},
+            {"split": split, "max_side": max_side},
             metadata,
         )
 
@@ -178,7 +187,6 @@ def reflacx_labels(row: dict, where: str) -> list[int | None]:
             values[finding] = merge_labels(values.get(finding), label)
     if values:
         values["No Finding"] = 0 if abnormal else 1
-    assert set(values) <= set(FINDINGS)
     return label_list(values)
 
 

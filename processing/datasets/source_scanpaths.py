@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError, Gaze2ReportError
-from ..report_labels import FINDINGS
 from .films import SUFFIXES, film_column
 from .gaze_formats import read_gaze
 from .label_maps import FINDING_OF_PLAIN, plain
@@ -22,9 +21,10 @@ from .writing import Dropped, Source
 class GazeSearchSource(Source):
     """GazeSearch: six fixations per film and finding sought.
 
-    The published split separates (film, finding) pairs, so that most films of its test part are in its training part too. By default all
-    scanpaths of a film stay in one split, and copies of a scanpath filed under another finding become one record that names both findings.
-    `split="official"` keeps the published split and every copy; the audit then says what leaks.
+    The published split separates (film, finding) pairs, so that most films of its test part are in its training part
+    too. By default all scanpaths of a film stay in one split, and copies of a scanpath filed under another finding
+    become one record that names both findings. `split="official"` keeps the published split and every copy; the audit
+    then says what leaks.
 
     Args:
         root: folder with the JSON file or files, or one file.
@@ -41,9 +41,11 @@ class GazeSearchSource(Source):
         if split not in ("image", "official"):
             raise DataError(f"gazesearch: --split must be image or official, not {split!r}")
         super().__init__(
-            "gazesearch", "derived from credentialed data (REFLACX, EGD-CXR): not to be passed on",
-            {"split": split, "max_side": max_side, "images": bool(images)}, files,
-        )  # fmt: skip
+            "gazesearch",
+            "derived from credentialed data (REFLACX, EGD-CXR): not to be passed on",
+            {"split": split, "max_side": max_side, "images": bool(images)},
+            files,
+        )
         self._merged: list[Dropped] = []
 
     def items(self) -> list[dict]:
@@ -155,8 +157,16 @@ class OsieSource(Source):
             try:
                 seconds = np.array(entry["T"], dtype=float) / 1000.0
                 onset = np.concatenate([[0.0], np.cumsum(seconds)[:-1]])
-                scanpath = Scanpath(name, str(entry["subject"]), float(entry["width"]), float(entry["height"]),
-                                    np.array(entry["X"], dtype=float), np.array(entry["Y"], dtype=float), onset, seconds)  # fmt: skip
+                scanpath = Scanpath(
+                    name,
+                    str(entry["subject"]),
+                    float(entry["width"]),
+                    float(entry["height"]),
+                    np.array(entry["X"], dtype=float),
+                    np.array(entry["Y"], dtype=float),
+                    onset,
+                    seconds,
+                )
                 check_scanpath(scanpath, where)
             except (Gaze2ReportError, KeyError, TypeError, ValueError) as error:
                 yield Dropped(
@@ -170,7 +180,5 @@ class OsieSource(Source):
                 yield Dropped(f"{name}, observer {entry['subject']}", "fixations off the picture", "fixations", note)
             yield record
 
-
-assert set(FINDING_OF_PLAIN.values()) == set(FINDINGS)
 
 __all__ = ["GazeSearchSource", "OsieSource"]

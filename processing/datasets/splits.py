@@ -10,9 +10,16 @@ from .record import SPLITS
 SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
 # what data sets call their splits -> what this project calls them
 SPLIT_NAMES = {
-    "train": "train", "training": "train", "validation": "validation", "validate": "validation", "valid": "validation",
-    "val": "validation", "dev": "validation", "test": "test", "testing": "test",
-}  # fmt: skip
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "validate": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
 
 
 def split_of_patient(patient_id: str, seed: int = 0, shares: dict[str, float] | None = None) -> str:
@@ -58,7 +65,7 @@ class Audit:
     scanpaths: dict = field(default_factory=lambda: defaultdict(list))
 
     def add(self, key: dict) -> None:
-        """Takes `patient_id`, `image_id`, `split`, `film` (a hash of the image file or None) and `scanpath` (a key or None)."""
+        """Takes `patient_id`, `image_id`, `split`, `film` (hash of the file or None) and `scanpath` (key or None)."""
         split = key["split"]
         self.patients[key["patient_id"]].add(split)
         self.images[key["image_id"]].add(split)

@@ -60,22 +60,43 @@ def fixations_of_sentence(fixations: list[dict], sentence: dict, lead_s: float =
 
 
 _HEADINGS = {
-    "findings": "findings", "finding": "findings", "impression": "impression", "conclusion": "impression", "conclusions": "impression",
-    "opinion": "impression", "indication": "indication", "history": "indication", "clinical history": "indication",
-    "clinical information": "indication", "clinical indication": "indication", "reason for examination": "indication",
-    "reason for exam": "indication", "reason for this examination": "indication", "comparison": "comparison", "comparisons": "comparison",
-    "technique": "technique", "examination": "examination", "exam": "examination", "study": "examination", "wet read": "wet read",
-    "recommendation": "recommendation", "recommendations": "recommendation", "notification": "notification", "addendum": "addendum",
-    "final report": "title", "findings and impression": "findings", "findings/impression": "findings",
-}  # fmt: skip
+    "findings": "findings",
+    "finding": "findings",
+    "impression": "impression",
+    "conclusion": "impression",
+    "conclusions": "impression",
+    "opinion": "impression",
+    "indication": "indication",
+    "history": "indication",
+    "clinical history": "indication",
+    "clinical information": "indication",
+    "clinical indication": "indication",
+    "reason for examination": "indication",
+    "reason for exam": "indication",
+    "reason for this examination": "indication",
+    "comparison": "comparison",
+    "comparisons": "comparison",
+    "technique": "technique",
+    "examination": "examination",
+    "exam": "examination",
+    "study": "examination",
+    "wet read": "wet read",
+    "recommendation": "recommendation",
+    "recommendations": "recommendation",
+    "notification": "notification",
+    "addendum": "addendum",
+    "final report": "title",
+    "findings and impression": "findings",
+    "findings/impression": "findings",
+}
 _HEADING = re.compile(r"^[ \t]*([A-Z][A-Za-z/ ]{2,40}?)[ \t]*:", re.MULTILINE)
 
 
 def report_sections(text: str) -> dict[str, str]:
     """Sections of a free-text report by its headings; a report without headings is all findings.
 
-    MIMIC-CXR reports put the reading after the last heading's paragraph where they have no FINDINGS heading; that last paragraph is then the
-    findings, as in the data set's own section tool.
+    MIMIC-CXR reports put the reading after the last heading's paragraph where they have no FINDINGS heading; that
+    last paragraph is then the findings, as in the data set's own section tool.
     """
     found: dict[str, list[str]] = {}
     marks = [m for m in _HEADING.finditer(text) if m.group(1).strip().lower() in _HEADINGS]

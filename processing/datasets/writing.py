@@ -1,9 +1,9 @@
 """Writes a source as Parquet shards with `dataset.json`, in parallel, and goes on after a kill where it stopped.
 
-The source lists its items once, in a fixed order. A unit of work is a fixed slice of that list; it writes one Parquet file per
-split it has records of, then a small progress file, each under a temporary name first. A unit whose progress file is there is
-done; any other is written anew from its start. So a kill at any moment loses no record and doubles none, and the same source
-with the same settings gives the same files whatever the number of processes.
+The source lists its items once, in a fixed order. A unit of work is a fixed slice of that list; it writes one Parquet
+file per split it has records of, then a small progress file, each under a temporary name first. A unit whose progress
+file is there is done; any other is written anew from its start. So a kill at any moment loses no record and doubles
+none, and the same source with the same settings gives the same files whatever the number of processes.
 """
 
 import hashlib
@@ -159,7 +159,7 @@ def prepare(
 
 
 def _process_context():
-    """Processes that fork from a fresh server which has imported this module once; forking a process that has threads can hang."""
+    """Processes forked from a fresh server that imported this module; forking one that has threads can hang."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -175,9 +175,11 @@ def _resume(out: Path, progress: Path, fingerprint: str, overwrite: bool) -> dic
             earlier = json.loads(finished.read_text(encoding="utf-8"))
             if earlier.get("fingerprint") == fingerprint:
                 return earlier
-        elif not plan.is_file() or json.loads(plan.read_text(encoding="utf-8"))["fingerprint"] == fingerprint:
-            if plan.is_file() or not any(out.glob("*.parquet")):
+        elif plan.is_file():
+            if json.loads(plan.read_text(encoding="utf-8"))["fingerprint"] == fingerprint:
                 return None
+        elif not any(out.glob("*.parquet")):
+            return None
     except (json.JSONDecodeError, KeyError, UnicodeDecodeError):
         pass
     if not overwrite:
@@ -254,7 +256,8 @@ def _finish(source: Source, out: Path, progress: Path, fingerprint: str, hashes:
             part["num_fixations"] += key["fixations"]
             part["patients"].add(key["patient_id"])
             part["images"].add(key["image_id"])
-    # files of a run that was killed between two units and a larger --records-per-shard cannot be left: names are the units'
+    # files of a run that was killed between two units and a larger --records-per-shard cannot be left: names are the
+    # units'
     for path in out.glob("*.parquet"):
         if path.name not in files:
             path.unlink()

@@ -27,8 +27,15 @@ def test_gaze_writes_canonical_lines(command, tmp_path, capsys):
 
     assert status == 0
     assert json.loads((tmp_path / "out.jsonl").read_text()) == {
-        "image_id": "film", "reader_id": None, "width": 100, "height": 50, "X": [10, 30], "Y": [20, 40], "T": [250, 500], "onset": [0, 300],
-    }  # fmt: skip
+        "image_id": "film",
+        "reader_id": None,
+        "width": 100,
+        "height": 50,
+        "X": [10, 30],
+        "Y": [20, 40],
+        "T": [250, 500],
+        "onset": [0, 300],
+    }
     assert "csv, 1 scanpaths, 2 fixations" in capsys.readouterr().err
 
 

@@ -24,7 +24,8 @@ def first(scanpath):
 # --- fabricated files, faithful in every column that is read ----------------------------------------------------------
 
 EGD_HEADER = (
-    "SESSION_ID,MEDIA_ID,DICOM_ID,CNT,Time (in secs),TIMETICK(f=10000000),FPOGX,FPOGY,FPOGS,FPOGD,FPOGID,FPOGV,BPOGX,BPOGY,BPOGV,"
+    "SESSION_ID,MEDIA_ID,DICOM_ID,CNT,Time (in "
+    "secs),TIMETICK(f=10000000),FPOGX,FPOGY,FPOGS,FPOGD,FPOGID,FPOGV,BPOGX,BPOGY,BPOGV,"
     "X_ORIGINAL,Y_ORIGINAL\n"
 )
 
@@ -174,7 +175,8 @@ def test_eyelink_broken_events_are_named(tmp_path, line, message):
 
 
 TOBII_PRO = (
-    "Recording timestamp\tEye movement type\tGaze event duration\tEye movement type index\tFixation point X\tFixation point Y\t"
+    "Recording timestamp\tEye movement type\tGaze event duration\tEye movement type index\tFixation point X\tFixation "
+    "point Y\t"
     "Presented Stimulus name\tRecording resolution width\tRecording resolution height\n"
     "0\tSaccade\t40\t1\t\t\tfilm.png\t1000\t500\n"
     "20000\tFixation\t233\t1\t412,5\t120\tfilm.png\t1000\t500\n"
@@ -291,7 +293,7 @@ def test_size_of_the_image_is_asked_for(tmp_path):
 
 
 def test_canonical_lines_are_recognised_whatever_is_asked_for(tmp_path):
-    line = '{"image_id": "film", "reader_id": null, "width": 100, "height": 50, "X": [10], "Y": [20], "T": [250], "onset": [0]}\n'
+    line = '{"image_id": "film", "reader_id": null, "width": 100, "height": 50, "X": [10], "Y": [20], "T": [250]}\n'
 
     (scanpath,) = read_gaze(write(tmp_path, "gaze.jsonl", line), "csv")
 
@@ -301,7 +303,8 @@ def test_canonical_lines_are_recognised_whatever_is_asked_for(tmp_path):
 # --- real exports -----------------------------------------------------------------------------------------------------
 
 SCREEN = GazeOptions(width=1280, height=1024)
-# file -> (recognised format, image or reader of the first scanpath, x, y, onset s, duration s): values read off the file by hand
+# file -> (recognised format, image or reader of the first scanpath, x, y, onset s, duration s): values read off the
+# file by hand
 REAL = {
     # row "12 26 633 513 518": FixationIndex, Timestamp ms, FixationDuration ms, x, y
     "emdat/P61-Fixation-Data.tsv": ("tobii", "P61-Fixation-Data", 513, 518, 0.026, 0.633),
@@ -311,15 +314,43 @@ REAL = {
     "tobii_studio/Rec_01.tsv": ("tobii", "Augenblicke.jpg", 416, 532, 0.0, 2.593),
     "tobii_studio/tobii-CSVExport-All-Data-noheader-nofilter.tsv": ("tobii", "No media", 650, 328, 0.0, 0.795),
     # id 998: norm_pos 0.24247..., 0.50889... of 1280 x 1024 with y turned over; 208.1115 ms
-    "eyefeatures_pupil/fixations_subset.csv.gz": ("pupil", "1", 0.2424776386958218 * 1280, (1 - 0.5088954597978453) * 1024, 0.0, 0.2081115),
+    "eyefeatures_pupil/fixations_subset.csv.gz": (
+        "pupil",
+        "1",
+        0.2424776386958218 * 1280,
+        (1 - 0.5088954597978453) * 1024,
+        0.0,
+        0.2081115,
+    ),
     # EFIX L 2154563 2154695 133 141.0 132.2 after START 2154556, at 1 kHz and at 2 kHz (132.5 ms)
-    "pymovements_testfiles/eyelink_monocular_example.asc": ("eyelink", "eyelink_monocular_example", 141.0, 132.2, 0.007, 0.133),
-    "pymovements_testfiles/eyelink_monocular_2khz_example.asc": ("eyelink", "eyelink_monocular_2khz_example", 141.0, 132.2, 0.007, 0.1325),
+    "pymovements_testfiles/eyelink_monocular_example.asc": (
+        "eyelink",
+        "eyelink_monocular_example",
+        141.0,
+        132.2,
+        0.007,
+        0.133,
+    ),
+    "pymovements_testfiles/eyelink_monocular_2khz_example.asc": (
+        "eyelink",
+        "eyelink_monocular_2khz_example",
+        141.0,
+        132.2,
+        0.007,
+        0.1325,
+    ),
     # EFIX L 647815 647899 86 868.5 698.4 after SYNCTIME 643205, at 500 Hz
-    "pymovements_testfiles/eyelink_monocular_no_dummy_example.asc": ("eyelink", "eyelink_monocular_no_dummy_example", 868.5, 698.4, 4.610, 0.086),
+    "pymovements_testfiles/eyelink_monocular_no_dummy_example.asc": (
+        "eyelink",
+        "eyelink_monocular_no_dummy_example",
+        868.5,
+        698.4,
+        4.610,
+        0.086,
+    ),
     # row "msd001,1,59.8,125.4,1430.0,22": CURRENT_FIX_X, _Y, _PUPIL, _DURATION ms
     "pymovements_testfiles/18sat_fixfinal.csv": ("csv", "1", 59.8, 125.4, 0.0, 0.022),
-}  # fmt: skip
+}
 TOO_SHORT = "no fixation in 10 samples"
 # what cannot be used, and why that is true
 REFUSED = {

@@ -265,8 +265,25 @@ def test_every_phrase_is_filled_without_leftovers():
             text = expand(rng, template)
             slots |= set(re.findall(r"\{(\w+)\}", text))
         assert scale in ("small", "degree", "density")
-    known = {"severity", "side", "place", "where", "base", "bases", "change", "adverb", "size", "displaced", "nondisplaced",
-             "fracture", "fractures", "isare", "ofribs", "tip", "a"}  # fmt: skip
+    known = {
+        "severity",
+        "side",
+        "place",
+        "where",
+        "base",
+        "bases",
+        "change",
+        "adverb",
+        "size",
+        "displaced",
+        "nondisplaced",
+        "fracture",
+        "fractures",
+        "isare",
+        "ofribs",
+        "tip",
+        "a",
+    }
     assert {slot.lower() for slot in slots} <= known
 
 

@@ -25,9 +25,15 @@ def test_canonical_line_is_pixels_and_milliseconds():
     scanpath = make_scanpath([512.5], [100], [-0.25], [0.283])
 
     assert json.loads(canonical_line(scanpath)) == {
-        "image_id": "film", "reader_id": "reader", "width": 1000, "height": 800,
-        "X": [512.5], "Y": [100], "T": [283], "onset": [-250],
-    }  # fmt: skip
+        "image_id": "film",
+        "reader_id": "reader",
+        "width": 1000,
+        "height": 800,
+        "X": [512.5],
+        "Y": [100],
+        "T": [283],
+        "onset": [-250],
+    }
 
 
 positive = st.floats(1e-4, 59.0, allow_nan=False)

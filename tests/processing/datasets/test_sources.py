@@ -147,7 +147,7 @@ def test_reflacx_says_what_it_dropped(reflacx):
 
 
 def test_reflacx_without_metadata_says_where_it_should_be(tmp_path):
-    with pytest.raises(DataError, match="metadata_phase_1.csv"):
+    with pytest.raises(DataError, match=r"metadata_phase_1\.csv"):
         ReflacxSource(tmp_path, None)
 
 
@@ -167,7 +167,8 @@ SHEET = (
     "pleural_effusion__chx,no_finding__chx,cxr_exam_indication\n"
 )
 GAZE = (
-    "SESSION_ID,MEDIA_ID,DICOM_ID,CNT,Time (in secs),TIMETICK(f=10000000),FPOGX,FPOGY,FPOGS,FPOGD,FPOGID,FPOGV,X_ORIGINAL,Y_ORIGINAL\n"
+    "SESSION_ID,MEDIA_ID,DICOM_ID,CNT,Time (in "
+    "secs),TIMETICK(f=10000000),FPOGX,FPOGY,FPOGS,FPOGD,FPOGID,FPOGV,X_ORIGINAL,Y_ORIGINAL\n"
     "s,0,e1,1,5.0,0,0.5,0.5,5.2,0.3,1,1,50,20\n"
     "s,0,e1,2,5.9,0,0.5,0.5,5.8,0.2,2,1,-2.5,-2.5\n"
     "s,0,e1,3,6.5,0,0.5,0.5,6.4,0.1,3,1,25,60\n"
@@ -177,15 +178,17 @@ GAZE = (
 def write_egd(root, film_row="e1,files/p11/p11000001/s700/e1.dcm,700,11000001,0,0,0,0,0,1.0,-1.0,,chest pain\n"):
     write(root / "master_sheet.csv", SHEET + film_row)
     write(root / "fixations.csv", GAZE)
-    boxes = "dicom_id,bbox_name,x1,x2,y1,y2\ne1,cardiac silhouette,30,80,40,72\ne1,Left Lung,50,90,8,64\ne1,carina,45,55,20,30\n"
+    boxes = "dicom_id,bbox_name,x1,x2,y1,y2\n"
+    boxes += "e1,cardiac silhouette,30,80,40,72\ne1,Left Lung,50,90,8,64\ne1,carina,45,55,20,30\n"
     write(root / "bounding_boxes.csv", boxes)
     transcript = {
         "full_transcript": "Large heart. Small effusion.",
         "time_stamped_text": [
-            {"phrase": "large", "begin_time": 1.0, "end_time": 1.2}, {"phrase": "heart.", "begin_time": 1.2, "end_time": 1.8},
+            {"phrase": "large", "begin_time": 1.0, "end_time": 1.2},
+            {"phrase": "heart.", "begin_time": 1.2, "end_time": 1.8},
             {"phrase": "small effusion.", "begin_time": 3.0, "end_time": 4.0},
         ],
-    }  # fmt: skip
+    }
     write(root / "audio_segmentation_transcripts/e1/transcript.json", json.dumps(transcript))
 
 
@@ -341,8 +344,9 @@ def test_large_films_are_made_smaller_on_request(mimic):
 XML = """<?xml version="1.0" encoding="utf-8"?>
 <eCitation><uId id="CXR7"/><MedlineCitation><Article><Abstract>
 <AbstractText Label="COMPARISON">None.</AbstractText><AbstractText Label="INDICATION">Cough</AbstractText>
-<AbstractText Label="FINDINGS"/><AbstractText Label="IMPRESSION">Right effusion.</AbstractText></Abstract></Article></MedlineCitation>
-<MeSH><major>Pleural Effusion/right/small</major><major>Thickening/pleura/apex</major><automatic>effusion</automatic></MeSH>
+<AbstractText Label="FINDINGS"/><AbstractText Label="IMPRESSION">Right effusion.</AbstractText>
+</Abstract></Article></MedlineCitation><MeSH><major>Pleural Effusion/right/small</major>
+<major>Thickening/pleura/apex</major><automatic>effusion</automatic></MeSH>
 <parentImage id="CXR7_IM-1"/><parentImage id="CXR7_IM-2"/></eCitation>"""
 
 
@@ -381,7 +385,7 @@ def test_broken_xml_is_dropped_with_its_row(tmp_path):
     records, dropped = run(OpeniSource(tmp_path))
 
     assert len(records) == 1
-    assert "8.xml: row 4: broken XML" in dropped[0].detail
+    assert "8.xml: row 5: broken XML" in dropped[0].detail
     assert "no uId" in dropped[1].detail
 
 
@@ -407,7 +411,7 @@ def test_broken_archive_is_named(tmp_path):
     path = tmp_path / "reports.tgz"
     path.write_bytes(b"no archive at all")
 
-    with pytest.raises(DataError, match="reports.tgz: no archive that can be read"):
+    with pytest.raises(DataError, match=r"reports\.tgz: no archive that can be read"):
         OpeniSource(path).items()
 
 
@@ -465,8 +469,20 @@ def test_report_without_sections_is_still_a_record():
 @pytest.fixture
 def gazesearch(tmp_path):
     def entry(name, task, split, x):
-        return {"name": name, "subject": 1, "task": task, "condition": "present", "bbox": [0, 0, 0, 0], "X": [x, 50], "Y": [20, 60],
-                "T": [0.2, 0.3], "length": 2, "fixOnTarget": True, "correct": 1, "split": split}  # fmt: skip
+        return {
+            "name": name,
+            "subject": 1,
+            "task": task,
+            "condition": "present",
+            "bbox": [0, 0, 0, 0],
+            "X": [x, 50],
+            "Y": [20, 60],
+            "T": [0.2, 0.3],
+            "length": 2,
+            "fixOnTarget": True,
+            "correct": 1,
+            "split": split,
+        }
 
     entries = [entry(f"film{k}.jpg", "edema", "train", k + 1) for k in range(40)]
     entries += [entry(f"film{k}.jpg", "pneumonia", "test", k + 1) for k in range(10)]  # copies under another finding
@@ -539,7 +555,8 @@ def test_folder_with_a_table_gaze_files_and_a_column_map(tmp_path):
     write(tmp_path / "gaze/one.csv", "x,y,duration_s\n50,20,0.25\n")
     write(
         tmp_path / "metadata.csv",
-        "datei,befund,gaze,patient_id,split,Cardiomegaly,pleural_effusion\nfilms/one.png,Big heart.,gaze/one.csv,p1,val,1,-1\n",
+        "datei,befund,gaze,patient_id,split,Cardiomegaly,pleural_effusion\nfilms/one.png,Big "
+        "heart.,gaze/one.csv,p1,val,1,-1\n",
     )
 
     (record,), dropped = run(FolderSource(tmp_path, columns={"image": "datei", "report": "befund"}))

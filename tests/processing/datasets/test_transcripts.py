@@ -8,9 +8,15 @@ from modeling_gaze2report.processing.datasets.transcripts import (
 from modeling_gaze2report.processing.errors import DataError
 
 WORDS = [
-    ("the", 1.0, 1.2), ("heart", 1.2, 1.6), ("is", 1.6, 1.7), ("normal", 1.7, 2.2), (".", 2.2, 2.2),
-    ("no", 4.0, 4.2), ("effusion", 4.2, 5.0), (".", 5.0, 5.0),
-]  # fmt: skip
+    ("the", 1.0, 1.2),
+    ("heart", 1.2, 1.6),
+    ("is", 1.6, 1.7),
+    ("normal", 1.7, 2.2),
+    (".", 2.2, 2.2),
+    ("no", 4.0, 4.2),
+    ("effusion", 4.2, 5.0),
+    (".", 5.0, 5.0),
+]
 
 
 def test_words_become_sentences_with_their_times():
@@ -67,7 +73,8 @@ def test_sections_of_a_report_with_headings():
 
 
 def test_last_paragraph_is_the_findings_where_there_is_no_such_heading():
-    text = "FINAL REPORT\n CHEST RADIOGRAPH\n\n INDICATION: Fall.\n\n COMPARISON: ___.\n\n Heart size is normal.\n No fracture.\n"
+    text = "FINAL REPORT\n CHEST RADIOGRAPH\n\n INDICATION: Fall.\n\n COMPARISON: ___.\n\n"
+    text += " Heart size is normal.\n No fracture.\n"
 
     assert report_sections(text)["findings"] == "Heart size is normal. No fracture."
 
