@@ -71,7 +71,12 @@ def load_reader(name: str | None, device: str = "auto", dtype: str = "auto", off
         with quiet_transformers():  # the loading report is checked below, once and in our words
             check_model_type(source, name, options)
             model, report = AutoModelForImageTextToText.from_pretrained(
-                source, dtype=dtype, output_loading_info=True, use_safetensors=True, **options
+                source,
+                dtype=dtype,
+                output_loading_info=True,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # they are in the report
+                **options,
             )
             processor = AutoProcessor.from_pretrained(source, **options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -116,6 +121,8 @@ def check_model_type(source: str, name: str, options: dict) -> None:
     if os.path.isfile(os.path.join(source, "adapter_config.json")):
         return  # the configuration stands with the base model
     model_type = PreTrainedConfig.get_config_dict(source, **options)[0].get("model_type")
+    if model_type is None:
+        raise ModelError(f"{name} holds no model: its config.json is missing or names no model_type.")
     if model_type != Gaze2ReportConfig.model_type:
         raise ModelError(f"{name} is a model of type {model_type!r}, not {Gaze2ReportConfig.model_type!r}.")
 

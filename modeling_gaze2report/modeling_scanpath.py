@@ -465,14 +465,16 @@ class Gaze2ReportScanpathModel(Gaze2ReportScanpathPreTrainedModel):
     ) -> Gaze2ReportScanpath:
         """Predict readings of each film.
 
-        The deterministic decoding takes the likeliest cell, the middle of the offset, the median of the likeliest
-        duration component, and ends where the chance of having ended passes one half (never before `min_fixations`).
-        Sampling draws every quantity from the density that `forward` scores.
+        The deterministic decoding is kernel herding (Chen, Welling and Smola 2010, arXiv 1203.3472): the next cell is
+        the one that past predictions asked for most and past fixations served least, so that the reading spreads as the
+        predictions do; always taking the likeliest cell would stare at one place. It takes the middle of the offset and
+        the median of the likeliest duration component, and ends where the chance of having ended passes one half (never
+        before `min_fixations`). Sampling draws every quantity from the density that `forward` scores.
 
         Args:
             patches: (B, P, C) patch features.
             num_samples: readings per film; they share the encoded film. The deterministic ones are all the same.
-            do_sample: draw instead of taking the likeliest.
+            do_sample: draw instead of decoding deterministically.
             temperature: divides the log probabilities of cells and duration components when sampling.
             film_boxes: (B, 4) x0, y0, x1, y1 of the film in the square; nothing beside it is looked at.
             reader_ids: (B,) readers, 0 = unknown.
@@ -520,6 +522,10 @@ class Gaze2ReportScanpathModel(Gaze2ReportScanpathPreTrainedModel):
 
         inputs = self.start.expand(rows, 1, -1) + reader
         visited = torch.zeros(batch_size, num_samples, centres.shape[0], device=device)
+        # Herding: what predictions asked for in each cell's neighbourhood, less what fixations gave.
+        owed = torch.zeros_like(visited)
+        kernel = fixation_kernel(centres, centres, config.return_sigma)  # (P, P)
+        beside_film = torch.zeros_like(visited, dtype=torch.bool) if film_cells is None else ~film_cells.unsqueeze(1)
         going = torch.ones(batch_size, num_samples, dtype=torch.bool, device=device)
         log_survival = torch.zeros(batch_size, num_samples, device=device)
         total = torch.zeros(batch_size, num_samples, device=device)
@@ -544,7 +550,12 @@ class Gaze2ReportScanpathModel(Gaze2ReportScanpathPreTrainedModel):
                     break
 
             log_probs = self.location_log_probs(state, location_keys, visited, film_cells)
-            cell = draw(log_probs)  # (B, S)
+            if do_sample:
+                cell = draw(log_probs)  # (B, S)
+            else:
+                owed = owed + log_probs.exp() @ kernel
+                cell = owed.masked_fill(beside_film, -torch.inf).argmax(-1)
+                owed = owed - kernel[cell]
             cell_memory = memory.gather(1, cell.unsqueeze(-1).expand(-1, -1, memory.shape[-1]))
             centre, scale = (part.float() for part in self.offset.parameters_of(state, cell_memory))
             offset = self.offset.quantile(uniform((batch_size, num_samples, 2)), centre, scale)
