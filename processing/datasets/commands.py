@@ -1,6 +1,7 @@
 """The commands `gaze2report gaze` and `gaze2report prepare`."""
 
 import argparse
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -259,13 +260,11 @@ def run_prepare(args) -> int:
         from .phantom_study import run_study
 
         return run_study(args.num_films, args.image_size, args.seed, args.out, args.real_films, args.probe)
-    try:
-        from .writing import prepare
-    except ImportError as error:
-        raise DataError(
-            f'preparing data needs more packages ({error.name}): pip install "gaze2report[train]"'
-        ) from error
+    missing = [name for name in ("datasets", "pyarrow") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise DataError(f'preparing data needs {" and ".join(missing)}: pip install "gaze2report[train]"')
     from .splits import audit_message
+    from .writing import prepare
 
     if args.num_proc < 1 or args.records_per_shard < 1:
         raise DataError("--num-proc and --records-per-shard must be at least 1")

@@ -252,9 +252,17 @@ def _delimiter(line: str) -> str:
 
 
 def read_table(
-    text: str, path: Path, is_header=None, header: list[str] | None = None, delimiter: str | None = None
+    text: str,
+    path: Path,
+    is_header=None,
+    header: list[str] | None = None,
+    delimiter: str | None = None,
+    wanted: tuple[str, ...] | None = None,
 ) -> Table:
-    """A delimited text; lines before the first whose plain names `is_header` accepts are a preamble."""
+    """A delimited text; lines before the first whose plain names `is_header` accepts are a preamble.
+
+    Only the `wanted` columns are kept, if they are given: raw recordings have millions of rows of dozens of columns.
+    """
     lines = text.split("\n")
     cut_off = bool(lines[-1].strip())  # no line break at the end: the last line may be half a line
     start = 0
@@ -272,9 +280,14 @@ def read_table(
     collecting = gc.isenabled()
     gc.disable()  # a million small lists make no cycles, and looking for them takes most of the time
     try:
-        rows, numbers, notes = _plain_rows(body, start, delimiter, len(header)) or _rows(
-            body, start, delimiter, header, path, cut_off
+        kept = list(range(len(header)))
+        if wanted is not None:
+            names = {_plain(name) for name in wanted}
+            kept = [k for k, name in enumerate(header) if _plain(name) in names]
+        rows, numbers, notes = _plain_rows(body, start, delimiter, len(header), kept) or _rows(
+            body, start, delimiter, header, path, cut_off, kept
         )
+        header = [header[k] for k in kept]
     finally:
         if collecting:
             gc.enable()
@@ -285,17 +298,20 @@ def read_table(
     return table
 
 
-def _plain_rows(body: list[str], start: int, delimiter: str, width: int):
+def _plain_rows(body: list[str], start: int, delimiter: str, width: int, kept: list[int]):
     """Rows of a table without quotes, blank or uneven lines; None for any other, which the csv module then reads."""
     if body and not body[-1].strip():
         body = body[:-1]
-    rows = [line.split(delimiter) for line in body]
-    if any(len(row) != width for row in rows) or any('"' in line for line in body):
+    if any(line.count(delimiter) != width - 1 or '"' in line for line in body):
         return None
+    if len(kept) == width:
+        rows = [line.split(delimiter) for line in body]
+    else:
+        rows = [[cells[k] for k in kept] for cells in (line.split(delimiter) for line in body)]
     return rows, range(start + 1, start + 1 + len(rows)), []
 
 
-def _rows(body: list[str], start: int, delimiter: str, header: list[str], path: Path, cut_off: bool):
+def _rows(body: list[str], start: int, delimiter: str, header: list[str], path: Path, cut_off: bool, kept: list[int]):
     """Rows of any table, the line each stands on, and notes."""
     rows, numbers, notes = [], [], []
     width = len(header)
@@ -315,7 +331,7 @@ def _rows(body: list[str], start: int, delimiter: str, header: list[str], path: 
                 else:
                     where = f"{path}: row {start + reader.line_num}"
                     raise InputError(f"{where}: {len(row)} cells, but the header has {width} columns")
-            rows.append(row)
+            rows.append([row[k] for k in kept])
             numbers.append(start + reader.line_num)
     except csv.Error as error:
         raise InputError(f"{path}: row {start + reader.line_num}: {error}") from error
@@ -429,6 +445,12 @@ def read_canonical(text: str, path: Path, options: GazeOptions) -> list[Scanpath
     return parse_canonical(text, str(path))
 
 
+EGD_COLUMNS = (
+    "FPOGX", "FPOGY", "FPOGS", "FPOGD", "FPOGID", "FPOGV", "X_ORIGINAL", "Y_ORIGINAL", "DICOM_ID",
+    "Time (in secs)", "TIME",
+)  # fmt: skip
+
+
 def read_egd(
     text: str, path: Path, options: GazeOptions, sizes: dict[str, tuple[float, float]] | None = None
 ) -> list[Scanpath]:
@@ -438,7 +460,7 @@ def read_egd(
     used where there are any (negative means off the image); otherwise fractions of the screen. `sizes` gives films'
     sizes in pixels; with it, films that are not in it are passed over.
     """
-    table = read_table(text, path, lambda names: {"fpogx", "fpogy"} <= names)
+    table = read_table(text, path, lambda names: {"fpogx", "fpogy"} <= names, wanted=EGD_COLUMNS)
     table.require("FPOGX", "FPOGY", "FPOGS", "FPOGD")
     columns = {name: table.numbers(name, missing=True) for name in ("FPOGX", "FPOGY", "FPOGS", "FPOGD")}
     valid = table.numbers("FPOGV", missing=True) == 1 if "FPOGV" in table else np.ones(len(table), dtype=bool)
@@ -489,6 +511,11 @@ def read_egd(
 
 
 REFLACX_MARGIN_DEGREES = 0.5
+REFLACX_COLUMNS = (
+    "timestamp_start_fixation", "timestamp_end_fixation", "timestamp_sample", "x_position", "y_position",
+    "angular_resolution_x_pixels_per_degree", "angular_resolution_y_pixels_per_degree",
+    "xmin_shown_from_image", "ymin_shown_from_image", "xmax_shown_from_image", "ymax_shown_from_image",
+)  # fmt: skip
 
 
 def read_reflacx(text: str, path: Path, options: GazeOptions) -> list[Scanpath]:
@@ -498,7 +525,7 @@ def read_reflacx(text: str, path: Path, options: GazeOptions) -> list[Scanpath]:
     shown is moved onto its edge, one farther out is left out. Onsets count from the start of the audio and may be
     negative.
     """
-    table = read_table(text, path, lambda names: "xposition" in names)
+    table = read_table(text, path, lambda names: "xposition" in names, wanted=REFLACX_COLUMNS)
     table.require(
         "x_position", "y_position", "angular_resolution_x_pixels_per_degree", "angular_resolution_y_pixels_per_degree"
     )

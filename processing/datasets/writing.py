@@ -115,7 +115,7 @@ def prepare(
     items = source.items()
     if not items:
         raise DataError(f"{source.name}: nothing to prepare was found; see `gaze2report prepare --help` for the layout")
-    hashes = {str(path): file_sha256(path) for path in source.inputs}
+    hashes = {path.name: file_sha256(path) for path in source.inputs}
     plan = {
         "source": source.name,
         "settings": source.settings,
@@ -174,7 +174,11 @@ def _resume(out: Path, progress: Path, fingerprint: str, overwrite: bool) -> dic
         if finished.is_file():
             earlier = json.loads(finished.read_text(encoding="utf-8"))
             if earlier.get("fingerprint") == fingerprint:
-                return earlier
+                files = [name for part in earlier["splits"].values() for name in part["files"]]
+                if all((out / name).is_file() for name in files):
+                    return earlier
+                finished.unlink()  # shards were deleted since: make the data set anew
+                return None
         elif plan.is_file():
             if json.loads(plan.read_text(encoding="utf-8"))["fingerprint"] == fingerprint:
                 return None

@@ -112,6 +112,15 @@ def test_finished_data_set_is_left_alone(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == times
 
 
+def test_deleted_shards_are_made_anew(tmp_path):
+    first = prepare(Counting(), tmp_path)
+    before = contents(tmp_path)
+    (tmp_path / "train-00000.parquet").unlink()
+
+    assert prepare(Counting(), tmp_path) == first
+    assert contents(tmp_path) == before
+
+
 def test_other_settings_are_not_mixed_into_a_folder(tmp_path):
     prepare(Counting(), tmp_path)
 
