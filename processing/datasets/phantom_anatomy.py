@@ -55,7 +55,7 @@ def blur(image: np.ndarray, sigma: float) -> np.ndarray:
         )
         reduced = blur(np.asarray(small), sigma * small.width / width)
         return np.asarray(Image.fromarray(reduced).resize((width, height), Image.Resampling.BICUBIC))
-    radius = max(1, math.ceil(2.5 * sigma))
+    radius = max(1, math.ceil(2.0 * sigma))
     kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
     kernel = (kernel / kernel.sum()).astype(np.float32)
     for axis in (0, 1):
@@ -513,7 +513,7 @@ def clavicle_line(anatomy: Anatomy, side: str) -> list[tuple[float, float]]:
 def skeleton(anatomy: Anatomy, canvas: Canvas) -> np.ndarray:
     """Attenuation of ribs, clavicles, scapulae, humeral heads and spine."""
     bone = ribs(anatomy, canvas)
-    clavicles = canvas.strokes([(clavicle_line(anatomy, side), 0.027, 0.8) for side in SIDES], soft=0.0025)
+    clavicles = canvas.strokes([(clavicle_line(anatomy, side), 0.027, 0.8) for side in SIDES], soft=0.0036)
     core = canvas.strokes([(clavicle_line(anatomy, side), 0.015, 0.8) for side in SIDES], soft=0.004)
     bone = bone + 0.52 * clavicles - 0.18 * core
     blades = []
@@ -546,18 +546,23 @@ def skeleton(anatomy: Anatomy, canvas: Canvas) -> np.ndarray:
             )
         )
         blades.append(([(sign * (base + 0.0), top + 0.085), (sign * (base + 0.12), top + 0.02)], 0.022, 0.8))
+        joint, upper_arm = sign * (anatomy.half_width + 0.135), sign * (anatomy.half_width + 0.175)
+        circle = np.linspace(0, 2 * math.pi, 17)
+        head = np.stack([joint + 0.043 * np.cos(circle), top + 0.06 + 0.048 * np.sin(circle)], axis=1)
+        blades.append((head.tolist(), 0.0, 0.75))
+        blades.append(([(joint, top + 0.07), (upper_arm, top + 0.17), (upper_arm, top + 0.46)], 0.052, 0.65))
     bone = bone + 0.28 * canvas.strokes(blades, soft=0.005)
-    for side in SIDES:
-        head = canvas.blob(SIGN[side] * (anatomy.half_width + 0.135), anatomy.clavicle_y[side] + 0.06, 0.045, 0.05)
-        shaft = canvas.blob(SIGN[side] * (anatomy.half_width + 0.175), anatomy.clavicle_y[side] + 0.26, 0.030, 0.21)
-        bone = bone + 0.30 * np.maximum(round_profile(1.0 - head), 0.9 * round_profile(1.0 - shaft))
     x = np.abs(canvas.X - np.float32(0.25 * anatomy.center))
-    spacing = 0.040 + 0.012 * clip01(canvas.Y)
-    vertebra = 0.5 + 0.5 * np.cos(2 * np.pi * (canvas.Y + anatomy.rib_phase) / spacing)
-    column = round_profile((0.040 - x) / 0.02)
-    spine = column * (0.42 + 0.10 * smooth_step(vertebra * 1.6 - 0.2))
-    spine = spine + 0.10 * np.exp(-((x / 0.007) ** 2)) * smooth_step(vertebra * 2 - 0.9)
-    below = clip01((canvas.Y - min(anatomy.dome.values()) - 0.05) / 0.08)
+
+    def vertebra(y):
+        return 0.5 + 0.5 * np.cos(2 * np.pi * (y + anatomy.rib_phase) / (0.040 + 0.012 * clip01(y)))
+
+    spine = round_profile((0.040 - x) / 0.02) * canvas.of_height(
+        lambda y: 0.42 + 0.10 * smooth_step(vertebra(y) * 1.6 - 0.2)
+    )
+    process = canvas.of_height(lambda y: 0.10 * smooth_step(vertebra(y) * 2 - 0.9))
+    spine = spine + np.exp((x * x) * np.float32(-1 / 0.007**2)) * process
+    below = canvas.of_height(lambda y: clip01((y - min(anatomy.dome.values()) - 0.05) / 0.08))
     return (bone * (1.0 - 0.65 * below) + 0.42 * spine).astype(np.float32)
 
 
@@ -573,7 +578,7 @@ def trunk(anatomy: Anatomy, canvas: Canvas) -> np.ndarray:
     edge = neck + (0.58 - neck) * slope**1.35
     edge = edge * arm + np.minimum(edge, flank + 0.08 * smooth_step((y - 0.6) / 0.35) * anatomy.habitus) * (1 - arm)
     thickness = (0.62 + 0.38 * round_profile((edge - distance) / 0.30)) * round_profile((edge - distance) / 0.045)
-    vertical = 0.96 + 0.24 * smooth_step((y - 0.35) / 0.40)
+    vertical = canvas.of_height(lambda y: 0.96 + 0.24 * smooth_step((y - 0.35) / 0.40))
     body = (2.05 + 0.55 * anatomy.habitus) * thickness * vertical
     axilla = smooth_step((distance - anatomy.half_width - 0.5 * wall) / 0.05)
     body = body * (1.0 - 0.16 * axilla)
@@ -618,7 +623,7 @@ def normal_layers(anatomy: Anatomy, canvas: Canvas) -> Layers:
                 0.8,
             ),
         ],
-        soft=0.003,
+        soft=0.0036,
     )
     air = np.maximum(tube, 0.55 * bronchi)
     if anatomy.stomach_bubble:
@@ -805,4 +810,6 @@ def region_boxes(anatomy: Anatomy, canvas: Canvas) -> list[tuple[float, float, f
         c + 0.65 * anatomy.heart_diameter,
         bottom,
     )
-    return [canvas.box(*boxes[name]) for name in REGION_NAMES]
+    edges = np.array([boxes[name] for name in REGION_NAMES])  # (17, 4)
+    corners = clip01(canvas.to_film(edges[:, [[0, 1], [2, 1], [0, 3], [2, 3]]].reshape(-1, 2))).reshape(-1, 4, 2)
+    return [tuple(box) for box in np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1).tolist()]
