@@ -66,6 +66,8 @@ def load_reader(name: str | None, device: str = "auto", dtype: str = "auto", off
     source = str(embedded_folder()) if name == EMBEDDED_MODEL else name
     if os.path.sep in name and not os.path.isdir(name) and len(Path(name).parts) != 2:
         raise ModelError(f"{name}: no such folder, and no Hub id either (those read owner/name).")
+    if name == EMBEDDED_MODEL and not os.path.isfile(os.path.join(source, "config.json")):
+        raise ModelError(f"{source}: this installation comes without the embedded checkpoint; name one with --model.")
     options = {"local_files_only": offline}
     try:
         with quiet_transformers():  # the loading report is checked below, once and in our words

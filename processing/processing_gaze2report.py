@@ -18,7 +18,6 @@ text. Only prompts that `apply_chat_template` rendered (with every message's tex
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -36,6 +35,8 @@ from .prompts import DEFAULT_CHAT_TEMPLATE, INSTRUCTIONS, WORD_JOINER, RenderedP
 
 logger = logging.get_logger(__name__)
 
+# Tokens before a token that settle how it is decoded: no character takes more.
+DECODING_CONTEXT = 8
 GAZE_SOURCES = ("none", "predicted", "recorded")
 
 
@@ -421,9 +422,13 @@ class Gaze2ReportProcessor(ProcessorMixin):
         special = set(self.tokenizer.all_special_ids)
         written = [pair for pair in zip(token_ids, log_probs, strict=True) if pair[0] not in special]
         ids = [token_id for token_id, _ in written]
-        # A character may take several tokens: what a token wrote is what decoding one token more adds.
-        prefixes = [self.tokenizer.decode(ids[:end]) for end in range(len(ids) + 1)]
-        pieces = [after[len(before) :] for before, after in pairwise(prefixes)]
+        # A character may take several tokens: what a token wrote is what decoding one token more adds. A few tokens
+        # before it are context enough, and keep the work in proportion to the report's length.
+        pieces = []
+        for end in range(len(ids)):
+            start = max(0, end - DECODING_CONTEXT)
+            before, after = self.tokenizer.decode(ids[start:end]), self.tokenizer.decode(ids[start : end + 1])
+            pieces.append(after[len(before) :])
         return WrittenReport(text, pieces, [log_prob for _, log_prob in written])
 
     def draw_evidence(self, record: dict, image):

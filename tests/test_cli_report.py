@@ -553,6 +553,14 @@ def test_a_model_that_is_not_there_is_refused(film, capsys, name):
     assert errors.startswith(f"error: {name}") and errors.count("\n") == 1
 
 
+def test_an_installation_without_the_checkpoint_says_so(film, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(inference, "embedded_folder", lambda: tmp_path)
+
+    assert main(["report", str(film)]) == 2
+
+    assert "comes without the embedded checkpoint" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("device, message", [("cuda:99", "CUDA devices"), ("toaster", "use auto, cpu, cuda")])
 def test_a_device_that_is_not_there_is_refused(model, film, capsys, device, message):
     assert main(["report", str(film), "--model", model, "--device", device]) == 2
@@ -679,7 +687,7 @@ def test_wrong_usage_is_status_two(arguments, capsys):
     assert "usage: gaze2report" in capsys.readouterr().err
 
 
-def test_gaze_file_without_any_film_of_its_own_is_an_input_error(tmp_path):
+def test_a_gaze_file_that_is_not_there_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         cli.GazeFile(str(tmp_path / "nowhere"), "auto", True)
 

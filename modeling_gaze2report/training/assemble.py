@@ -1,11 +1,18 @@
 """Models to be trained: a tokenizer and weights from nothing, by recipe."""
 
+import difflib
 from collections.abc import Iterable
+from dataclasses import fields
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
-from ..configuration_gaze2report import Gaze2ReportConfig
+from ..configuration_gaze2report import (
+    Gaze2ReportConfig,
+    Gaze2ReportFusionConfig,
+    Gaze2ReportPerceptionConfig,
+    Gaze2ReportScanpathConfig,
+)
 from ..modeling_gaze2report import Gaze2ReportForConditionalGeneration
 from ..processing.errors import RecipeError
 from ..processing.image_processing_gaze2report import Gaze2ReportImageProcessor
@@ -14,6 +21,11 @@ from ..processing.prompts import INSTRUCTIONS
 from .recipe import ModelRecipe
 
 PAD, END, IMAGE, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|visual_gaze|>", "<|user|>", "<|assistant|>"
+GAZE_PARTS = {
+    "scanpath": Gaze2ReportScanpathConfig,
+    "fusion": Gaze2ReportFusionConfig,
+    "perception": Gaze2ReportPerceptionConfig,
+}
 # Turns are opened by special tokens, which no text of a user can hold.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -58,6 +70,8 @@ def build_model(
     Raises:
         RecipeError: a configuration that transformers or the model refuses, with its reason.
     """
+    for part, kind in GAZE_PARTS.items():
+        check_fields(getattr(recipe, part), kind, f"model.{part}")
     try:
         config = Gaze2ReportConfig(
             vision_config=tower_config(recipe.vision),
@@ -93,6 +107,19 @@ def build_model(
         max_fixations=config.scanpath_config.max_fixations,
     )
     return model, processor
+
+
+def check_fields(values: dict, kind: type, where: str) -> None:
+    """Refuse fields that a gaze part does not have; transformers' configurations take anything.
+
+    Raises:
+        RecipeError: naming the nearest field that there is.
+    """
+    known = [one.name for one in fields(kind)]
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+            raise RecipeError(f"unknown key {where}.{key}; the nearest one is {where}.{near}.")
 
 
 def tower_config(values: dict):

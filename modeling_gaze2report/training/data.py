@@ -24,7 +24,7 @@ class ReportCollator:
     Attributes:
         processor: the model's processor.
         recorded_gaze, predicted_gaze: shares of the records whose gaze is recorded or predicted; the rest has none. A
-            record without gaze never counts as recorded.
+            record without gaze has none where it would be recorded.
         seed: of the draw.
         max_report_tokens: longer reports are cut.
     """
@@ -60,7 +60,8 @@ class ReportCollator:
         draw = self.generator.random()
         if gaze is not None and draw < self.recorded_gaze:
             return "recorded"
-        return "predicted" if draw < self.recorded_gaze + self.predicted_gaze else "none"
+        is_predicted = self.recorded_gaze <= draw < self.recorded_gaze + self.predicted_gaze
+        return "predicted" if is_predicted else "none"
 
     def report_tokens(self, record: dict) -> list[int]:
         tokenizer = self.processor.tokenizer

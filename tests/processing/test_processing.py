@@ -683,6 +683,19 @@ def test_confidence_is_the_geometric_mean_of_the_words(model, processor):
     assert [sentence["confidence"] for sentence in record["sentences"]] == [0.5, 0.8]
 
 
+@pytest.mark.parametrize("text", ["The heart is enlarged. No effusion.", "Größe 12 mm, 心臓 🫁 normal.", "a" * 40])
+def test_the_pieces_that_tokens_wrote_make_up_the_report(processor, text):
+    ids = text_ids(processor, text)
+
+    written = processor.written_report(text, [*prompt_ids(processor), *ids, END], [-0.5] * (len(ids) + 1))
+
+    assert len(written.token_texts) == len(written.token_log_probs) == len(ids)
+    # A character of several tokens shows as a replacement mark until it is whole.
+    pieces = "".join(written.token_texts)
+    assert len(pieces) == len(text)
+    assert all(piece in (letter, "\ufffd") for piece, letter in zip(pieces, text, strict=True))
+
+
 def test_the_image_of_a_record_is_named_and_hashed(model, processor, png):
     import hashlib
 

@@ -1,0 +1,184 @@
+"""The embedded recipe from records to a Hub folder, at toy size."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import modeling_gaze2report  # noqa: F401 - importing it registers the model with the auto classes
+from modeling_gaze2report.cli import main
+from modeling_gaze2report.processing.datasets.phantom import generate_phantom
+from modeling_gaze2report.processing.datasets.record import empty_record, record_features
+from modeling_gaze2report.processing.errors import DataError, InputError, RecipeError
+from modeling_gaze2report.training import stages
+from modeling_gaze2report.training.recipe import load_recipe
+from modeling_gaze2report.training.stages import PARTS, batch_losses, freeze_all_but, part, run
+
+from ..tiny_export import build_tiny_model
+
+TOY = [
+    "seed=1",
+    "tokenizer.vocab_size=300",
+    *("model.image_size=56", "model.grid_size=7", "model.perception.projection_dim=8"),
+    *("model.vision.embedding_size=8", "model.vision.hidden_sizes=[8, 16]", "model.vision.depths=[1, 1]"),
+    *("model.text.hidden_size=20", "model.text.intermediate_size=32", "model.text.num_hidden_layers=1"),
+    *("model.scanpath.hidden_size=16", "model.scanpath.intermediate_size=32", "model.scanpath.num_hidden_layers=1"),
+    *("model.fusion.hidden_size=16", "model.fusion.intermediate_size=32", "model.fusion.num_hidden_layers=1"),
+    *(f"stages.{number}.{setting}" for number in range(3) for setting in ("epochs=1", "batch_size=4")),
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A prepared folder of eight phantoms to learn from and four to check."""
+    from datasets import Dataset
+
+    folder = tmp_path_factory.mktemp("phantoms")
+    records = [empty_record("", "", "") | generate_phantom(seed=3, index=index, image_size=64) for index in range(12)]
+    for split, part_ in {"train": records[:8], "validation": records[8:]}.items():
+        Dataset.from_list(part_, features=record_features()).to_parquet(folder / f"{split}-00000.parquet")
+    return folder
+
+
+def parts_of(model):
+    """A copy of every part's weights and statistics."""
+    return {name: {key: value.clone() for key, value in part(model, name).state_dict().items()} for name in PARTS}
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    """The recipe's run: folder, recipe, and for every stage the names of the parts that changed."""
+    output = tmp_path_factory.mktemp("run") / "model"
+    recipe = load_recipe("embedded", [*TOY, f"data.path={data}", f"output={output}"])
+    changed = {}
+    run_stage = stages.run_stage
+
+    def watched(recipe, stage, model, *arguments):
+        before = parts_of(model)
+        history = run_stage(recipe, stage, model, *arguments)
+        after = parts_of(model)
+        changed[stage.name] = {
+            name for name in PARTS if any(not torch.equal(before[name][key], after[name][key]) for key in before[name])
+        }
+        return history
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "run_stage", watched)
+        folder = run(recipe)
+    return folder, recipe, changed
+
+
+def test_what_is_frozen_does_not_change_and_the_rest_does(trained):
+    _, recipe, changed = trained
+
+    assert changed == {stage.name: set(stage.trainable) for stage in recipe.stages}
+
+
+def test_the_trained_model_loads_whole_and_writes(trained):
+    folder, _, _ = trained
+
+    model, info = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
+    processor = AutoProcessor.from_pretrained(folder)
+
+    assert not any(info.values()), info
+    film = generate_phantom(seed=4, index=0, image_size=64)["image"]
+    inputs = processor(images=film, return_tensors="pt")
+    (report,) = processor.batch_decode_report(model.generate(**inputs, max_new_tokens=8))
+    assert isinstance(report, str)
+
+
+def test_the_log_holds_the_recipe_and_every_loss(trained):
+    folder, recipe, _ = trained
+
+    log = json.loads((folder / "training_log.json").read_text())
+
+    assert log["recipe"]["seed"] == 1 and log["recipe"]["stages"][0]["epochs"] == 1.0
+    for stage in recipe.stages:
+        entries = [entry for entry in log["history"] if entry["stage"] == stage.name]
+        weighted = {name for name, weight in vars(stage.losses).items() if weight}
+        evaluated = {key: value for entry in entries for key, value in entry.items() if key.startswith("eval_")}
+        assert {f"eval_{name}" for name in weighted} <= set(evaluated)
+        assert all(torch.tensor(float(value)).isfinite() for value in evaluated.values())
+
+
+def test_training_leaves_nothing_beside_the_model_but_its_checkpoints(trained):
+    folder, _, _ = trained
+
+    assert {entry.name for entry in folder.parent.iterdir()} <= {"model", "model-checkpoints"}
+
+
+def test_a_toy_model_learns_its_few_records():
+    model, processor = build_tiny_model()
+    from modeling_gaze2report.training.data import ReportCollator
+    from modeling_gaze2report.training.recipe import LossWeights
+
+    records = [generate_phantom(seed=3, index=index, image_size=64) for index in (6, 8)]
+    assert all(record["boxes"] for record in records)
+    batch = ReportCollator(processor, recorded_gaze=1.0)(records)
+    weights = LossWeights(report=1, scanpath=1, gaze_attention=1, findings=1, finding_boxes=1, region_boxes=1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    history = []
+    for _ in range(15):
+        losses = batch_losses(model, batch, weights)
+        history.append({name: loss.item() for name, loss in losses.items()})
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+
+    assert set(history[0]) == set(vars(weights))
+    for name, first in history[0].items():
+        assert history[-1][name] < first, name
+
+
+def test_an_unknown_part_is_refused():
+    model, _ = build_tiny_model()
+
+    with pytest.raises(RecipeError, match="unknown trainable part 'fusoin'; the parts are vision_tower"):
+        freeze_all_but(model, ["fusoin"])
+
+
+def test_tied_weights_learn_with_either_owner():
+    model, _ = build_tiny_model()
+
+    freeze_all_but(model, ["lm_head"])
+
+    assert model.lm_head.weight is model.model.language_model.embed_tokens.weight
+    assert model.lm_head.weight.requires_grad
+    assert sum(parameter.requires_grad for parameter in model.parameters()) == 1
+
+
+def test_missing_data_are_said_before_anything_else(tmp_path):
+    recipe = load_recipe("embedded", [*TOY, f"data.path={tmp_path}", f"output={tmp_path / 'model'}"])
+
+    with pytest.raises(DataError, match="gaze2report prepare"):
+        run(recipe)
+
+
+def test_an_output_that_would_replace_other_files_is_refused_before_training(data, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    recipe = load_recipe("embedded", [*TOY, f"data.path={data}", f"output={tmp_path}"])
+
+    with pytest.raises(InputError, match="holds files and no model"):
+        run(recipe)
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("model.vision.model_type=retina", "retina"),
+        ("model.grid_size=0", "grid_size"),
+        ("model.fusion.num_heads=3", r"unknown key model\.fusion\.num_heads; .* model\.fusion\.num_attention_heads"),
+    ],
+)
+def test_a_model_that_cannot_be_built_is_a_recipe_error(data, tmp_path, override, message):
+    recipe = load_recipe("embedded", [*TOY, f"data.path={data}", f"output={tmp_path / 'model'}", override])
+
+    with pytest.raises(RecipeError, match=message):
+        run(recipe)
+
+
+def test_a_mistake_in_a_recipe_is_one_line_on_the_command_line(capsys):
+    assert main(["train", "embedded", "data.pth=x"]) == 2
+
+    assert capsys.readouterr().err == ("error: embedded.yaml: unknown key data.pth; the nearest one is data.path.\n")
