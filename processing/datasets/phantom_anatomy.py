@@ -175,7 +175,7 @@ def sample_anatomy(rng: np.random.Generator) -> Anatomy:
     half_width = float(np.clip(rng.normal(0.352 + 0.010 * (view == "AP"), 0.020), 0.30, 0.41))
     apex = float(rng.normal(0.125 if view == "PA" else 0.145, 0.018))
     dome = float(0.605 + 0.145 * inspiration + rng.normal(0, 0.012))
-    ratio = float(np.clip(rng.normal(0.435 + 0.02 * (view == "AP") + 0.02 * (1 - inspiration), 0.022), 0.37, 0.485))
+    ratio = float(np.clip(rng.normal(0.44 + 0.02 * (view == "AP") + 0.02 * (1 - inspiration), 0.027), 0.36, 0.495))
     clavicle = float(apex + rng.normal(0.035 if view == "PA" else 0.005, 0.012))
     hilum = float(0.40 + 0.10 * (dome - 0.7) + rng.normal(0, 0.01))
     return Anatomy(
@@ -191,7 +191,7 @@ def sample_anatomy(rng: np.random.Generator) -> Anatomy:
         heart_diameter=ratio * 2 * half_width,
         heart_top=float(0.475 + 0.08 * (dome - 0.7) + rng.normal(0, 0.01)),
         heart_axis=float(rng.normal(0.62, 0.1)),
-        mediastinum=float(np.clip(rng.normal(0.070 + 0.008 * (view == "AP"), 0.006), 0.057, 0.090)),
+        mediastinum=float(np.clip(rng.normal(0.071 + 0.008 * (view == "AP"), 0.009), 0.055, 0.100)),
         knob=float(rng.uniform(0.024, 0.034)),
         knob_y=float(rng.normal(0.305, 0.012)),
         carina_y=float(rng.normal(0.355, 0.012)),

@@ -240,12 +240,12 @@ def shape_anatomy(anatomy: Anatomy, findings: list[Finding]) -> Anatomy:
     changed = replace(anatomy, dome=dict(anatomy.dome))
     for finding in findings:
         if finding.category == "Cardiomegaly":
-            # the diameter ends between 0.53 and 0.72 of the thorax
-            changed.heart_diameter = (0.53 + 0.19 * finding.strength) * 2 * anatomy.half_width
+            # the diameter ends between 0.50 and 0.70 of the thorax
+            changed.heart_diameter = (0.50 + 0.20 * finding.strength) * 2 * anatomy.half_width
             changed.heart_top -= 0.03 * finding.strength
         elif finding.category == "Enlarged Cardiomediastinum":
-            changed.mediastinum = anatomy.mediastinum * (1.35 + 0.75 * finding.strength)
-            changed.knob = anatomy.knob * (1.1 + 0.5 * finding.strength)
+            changed.mediastinum = anatomy.mediastinum * (1.18 + 0.85 * finding.strength)
+            changed.knob = anatomy.knob * (1.0 + 0.5 * finding.strength)
         elif finding.kind == "basal atelectasis":
             for side in _sides(finding):
                 changed.dome[side] -= 0.02 + 0.06 * finding.strength
@@ -292,7 +292,7 @@ def _hazy(finding, anatomy, canvas, layers, rng):
     rx, ry = 0.05 + 0.05 * finding.strength + rng.uniform(0, 0.02), 0.05 + 0.06 * finding.strength
     d = canvas.blob(x, y, rx * 1.5, ry * 1.5, rng.uniform(-0.6, 0.6))
     field = smooth_step((1.15 - d) * 0.9 + 0.10 * _texture(finding.seed, canvas))
-    _add_haze(layers, (0.16 + 0.42 * finding.strength) * field * _inside(anatomy, canvas, finding.side, layers))
+    _add_haze(layers, (0.18 + 0.50 * finding.strength) * field * _inside(anatomy, canvas, finding.side, layers))
     finding.boxes.append((x - 1.3 * rx, y - 1.3 * ry, x + 1.3 * rx, y + 1.3 * ry))
 
 
@@ -335,7 +335,7 @@ def _patchy(finding, anatomy, canvas, layers, rng):
         total = (
             total * clip01(0.75 + 0.35 * _texture(finding.seed, canvas, 9.0)) * _inside(anatomy, canvas, side, layers)
         )
-        _add_haze(layers, (0.24 + 0.55 * finding.strength) * total)
+        _add_haze(layers, (0.26 + 0.62 * finding.strength) * total)
         finding.boxes.append(_within_lung(anatomy, side, (low[0], low[1], high[0], high[1])))
 
 
@@ -353,19 +353,19 @@ def _edema(finding, anatomy, canvas, layers, rng):
         hx = sign * (anatomy.mediastinum + 0.055) + anatomy.center
         d = canvas.blob(hx, hy, 0.12 + 0.07 * s, 0.17 + 0.08 * s)
         wing = np.exp(-0.9 * d) * layers.reach[side]
-        _add_haze(layers, (0.16 + 0.58 * s) * wing * (0.95 + 0.07 * texture))
+        _add_haze(layers, (0.05 + 0.65 * s) * wing * (0.95 + 0.07 * texture))
         lines = []
         for _ in range(int(4 + 14 * s)):  # septal lines meet the side wall at right angles
             y = rng.uniform(anatomy.dome[side] - 0.16, anatomy.angle_y[side] - 0.05)
             edge = float(anatomy.cage(y)) - 0.008
             length = rng.uniform(0.015, 0.032)
             lines.append(([(sign * edge, y), (sign * (edge - length), y + rng.normal(0, 0.002))], 0.0026, 0.8))
-        layers.extra += (0.05 + 0.16 * s) * canvas.strokes(lines, soft=0.0008) * layers.reach[side]
+        layers.extra += (0.02 + 0.18 * s) * canvas.strokes(lines, soft=0.0008) * layers.reach[side]
         finding.boxes.append(_within_lung(anatomy, side, (hx - 0.15, hy - 0.18, hx + 0.15, hy + 0.18)))
     cephalad = smooth_step((anatomy.dome["right"] - 0.10 - canvas.Y) / 0.3)
-    layers.vessels = layers.vessels * (1.0 + (0.25 + 0.5 * s) * cephalad)
+    layers.vessels = layers.vessels * (1.0 + (0.10 + 0.6 * s) * cephalad)
     both = layers.reach["left"] + layers.reach["right"]
-    layers.extra += (0.006 + 0.010 * s) * texture * both
+    layers.extra += (0.002 + 0.013 * s) * texture * both
 
 
 def _effusion(finding, anatomy, canvas, layers, rng):
@@ -424,13 +424,13 @@ def _pleural(finding, anatomy, canvas, layers, rng):
     cage = canvas.of_height(anatomy.cage)
     wave = 0.5 + 0.35 * _texture(finding.seed, canvas, 5.0)
     if finding.kind == "apical cap":
-        thick = (0.014 + 0.030 * s) * clip01(wave + 0.3)
+        thick = (0.014 + 0.042 * s) * clip01(wave + 0.3)
         top = anatomy.apex + 0.075 * ((distance - 0.38 * anatomy.half_width) / (0.36 * anatomy.half_width)) ** 2
         rind = smooth_step((thick - (canvas.Y - top)) / 0.010) * layers.reach[side]
         rind = rind * smooth_step((anatomy.apex + 0.11 - canvas.Y) / 0.04)
         box = (sign * 0.05, anatomy.apex - 0.005, sign * float(anatomy.cage(anatomy.apex + 0.07)), anatomy.apex + 0.06)
     elif finding.kind == "pleural thickening":
-        thick = (0.012 + 0.030 * s) * clip01(wave + 0.4)
+        thick = (0.012 + 0.040 * s) * clip01(wave + 0.4)
         top, bottom = anatomy.dome[side] - 0.14 - 0.15 * s, anatomy.angle_y[side]
         rind = smooth_step((thick - (cage - distance)) / 0.008) * smooth_step((cage + 0.004 - distance) / 0.004)
         rind = rind * smooth_step((canvas.Y - top) / 0.05) * smooth_step((bottom - canvas.Y) / 0.03)
@@ -449,7 +449,7 @@ def _pleural(finding, anatomy, canvas, layers, rng):
         finding.boxes.append((low[0], low[1], high[0], high[1]))
         return
     _add_haze(layers, (0.45 + 0.4 * s) * rind)
-    layers.extra += 0.08 * rind
+    layers.extra += (0.06 + 0.14 * s) * rind
     finding.boxes.append(box)
 
 
@@ -509,7 +509,7 @@ def _lesion(finding, anatomy, canvas, layers, rng):
             finding.seed + number, canvas, 14.0
         )
         body = smooth_step((1.0 + edge - d) / (2 * edge) * 0.9)
-        contrast = {"granuloma": 0.50 + 0.3 * s, "mass": 0.30 + 0.40 * s}.get(finding.kind, 0.17 + 0.42 * s)
+        contrast = {"granuloma": 0.50 + 0.3 * s, "mass": 0.32 + 0.50 * s}.get(finding.kind, 0.18 + 0.55 * s)
         if finding.kind == "mass" and rng.random() < 0.2:  # cavity
             body = body * (1.0 - 0.65 * smooth_step((0.42 - d) * 4.0))
         layers.extra += contrast * body
