@@ -198,8 +198,9 @@ def render_markdown(results: dict, title: str = "Metrics") -> str:
         parts += ["## Further", _metric_table(others, results["metrics"], ceiling)]
     if results.get("controls"):
         parts += ["## Controls", render_controls(results["controls"])]
+    shown = results.get("controls", {}).get("rows", {})
     for other, comparison in results.get("comparisons", {}).items():
-        if not results.get("controls"):
+        if other not in shown:
             parts += [f"## Compared with {other}", _comparison_table(comparison)]
     if results.get("unavailable"):
         parts.append("## Not available")

@@ -1,0 +1,161 @@
+# Copyright 2026 The Gaze2Report authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Perception heads on the fused patches: 14 findings with a map and a box each, 17 anatomical regions, contrast.
+
+Every class reads the patches through an attention map of its own, so that a probability comes with the place that it
+rests on. A box is centred on the map's centre of mass, corrected by a learned shift, with a learned size. The image
+embedding and its counterpart for text serve the image-text contrast of Eyes on the Image (arXiv 2508.13068).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import initialization as init
+from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import auto_docstring
+
+from .configuration_gaze2report import Gaze2ReportPerceptionConfig
+from .modeling_grid import Gaze2ReportGridCentres, restore_grid_buffers
+
+
+@auto_docstring(
+    custom_intro="""
+    What the perception heads see; boxes are x0, y0, x1, y1 in [0, 1] of the square.
+    """
+)
+@dataclass
+class Gaze2ReportFindings(ModelOutput):
+    r"""
+    logits (`torch.Tensor` of shape `(B, 14)`): one logit per finding.
+    maps (`torch.Tensor` of shape `(B, 14, P)`): attention of each finding over the patches, summing to one.
+    boxes (`torch.Tensor` of shape `(B, 14, 4)`): where each finding would be.
+    region_boxes (`torch.Tensor` of shape `(B, 17, 4)`): the anatomical regions.
+    image_embeds (`torch.Tensor` of shape `(B, E)`): unit-norm embedding of the film for contrast with text.
+    """
+
+    logits: torch.FloatTensor | None = None
+    maps: torch.FloatTensor | None = None
+    boxes: torch.FloatTensor | None = None
+    region_boxes: torch.FloatTensor | None = None
+    image_embeds: torch.FloatTensor | None = None
+
+
+class Gaze2ReportClassAttention(nn.Module):
+    """One attention map over the patches per class, and what it gathers.
+
+    Shapes: states (B, P, D) -> maps (B, K, P), gathered (B, K, D).
+    """
+
+    def __init__(self, config: Gaze2ReportPerceptionConfig, num_classes: int):
+        super().__init__()
+        self.queries = nn.Embedding(num_classes, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        # Queries start near zero, hence maps near uniform; without the usual division they sharpen soon enough.
+        maps = (self.queries.weight @ self.key(states).transpose(1, 2)).softmax(-1)
+        return maps, self.norm(maps @ self.value(states))
+
+
+class Gaze2ReportBoxHead(nn.Module):
+    """A box x0, y0, x1, y1 per class from its map and what it gathered. Shapes: (B, K, P), (B, K, D) -> (B, K, 4)."""
+
+    def __init__(self, config: Gaze2ReportPerceptionConfig):
+        super().__init__()
+        self.grid = Gaze2ReportGridCentres(config.grid_size)
+        self.hidden = nn.Linear(config.hidden_size + 2, config.hidden_size)
+        self.box = nn.Linear(config.hidden_size, 4)
+
+    def forward(self, maps: torch.Tensor, gathered: torch.Tensor) -> torch.Tensor:
+        centre = maps @ self.grid().to(maps.dtype)  # (B, K, 2)
+        shift, size = self.box(F.gelu(self.hidden(torch.cat((gathered, centre), dim=-1)))).chunk(2, dim=-1)
+        centre = centre + 0.5 * shift.tanh()
+        half = 0.5 * size.sigmoid()
+        return torch.cat((centre - half, centre + half), dim=-1).clamp(0, 1)
+
+
+@auto_docstring
+class Gaze2ReportPerceptionPreTrainedModel(PreTrainedModel):
+    config: Gaze2ReportPerceptionConfig
+    base_model_prefix = "model"
+    main_input_name = "patch_states"
+    # The attention of this part is its own, in fp32: what the towers are told to use is no reason to refuse it.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        restore_grid_buffers(module)
+        if isinstance(module, Gaze2ReportPerceptionModel):
+            init.constant_(module.logit_scale, self.config.logit_scale_init)
+            init.normal_(module.finding_weight, std=self.config.initializer_range)
+            init.zeros_(module.finding_bias)
+
+
+@auto_docstring
+class Gaze2ReportPerceptionModel(Gaze2ReportPerceptionPreTrainedModel):
+    """Findings, regions and embeddings of fused films."""
+
+    def __init__(self, config: Gaze2ReportPerceptionConfig):
+        super().__init__(config)
+        self.finding_attention = Gaze2ReportClassAttention(config, config.num_findings)
+        self.finding_weight = nn.Parameter(torch.empty(config.num_findings, config.hidden_size))
+        self.finding_bias = nn.Parameter(torch.empty(config.num_findings))
+        self.finding_from_global = nn.Linear(config.hidden_size, config.num_findings)
+        self.finding_box = Gaze2ReportBoxHead(config)
+        self.region_attention = Gaze2ReportClassAttention(config, config.num_regions)
+        self.region_box = Gaze2ReportBoxHead(config)
+        self.image_projection = nn.Linear(config.hidden_size, config.projection_dim)
+        self.text_projection = nn.Linear(config.text_hidden_size, config.projection_dim)
+        self.logit_scale = nn.Parameter(torch.empty(()))
+        self.post_init()
+
+    @auto_docstring(custom_intro="Read findings, regions and the image embedding off the fused film.")
+    def forward(self, patch_states: torch.Tensor, global_state: torch.Tensor) -> Gaze2ReportFindings:
+        r"""
+        patch_states (`torch.Tensor` of shape `(B, P, D)`): patch nodes after the graph.
+        global_state (`torch.Tensor` of shape `(B, D)`): global node after the graph.
+        """
+        maps, gathered = self.finding_attention(patch_states)
+        logits = (gathered * self.finding_weight).sum(-1) + self.finding_bias + self.finding_from_global(global_state)
+        region_maps, region_gathered = self.region_attention(patch_states)
+        return Gaze2ReportFindings(
+            logits=logits,
+            maps=maps,
+            boxes=self.finding_box(maps, gathered),
+            region_boxes=self.region_box(region_maps, region_gathered),
+            image_embeds=F.normalize(self.image_projection(global_state), dim=-1),
+        )
+
+    def embed_text(self, text_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Unit-norm embedding of text from the language model's states. Shapes: (B, L, d), (B, L) -> (B, E)."""
+        weight = attention_mask.to(text_states.dtype).unsqueeze(-1)
+        pooled = (text_states * weight).sum(1) / weight.sum(1).clamp_min(1)
+        return F.normalize(self.text_projection(pooled.to(self.text_projection.weight.dtype)), dim=-1)
+
+    def similarity(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
+        """Logits of every film against every text, (B_image, B_text). The temperature is kept above 0.01."""
+        return self.logit_scale.clamp_max(math.log(100)).exp() * image_embeds @ text_embeds.T
+
+
+__all__ = ["Gaze2ReportPerceptionPreTrainedModel", "Gaze2ReportPerceptionModel", "Gaze2ReportFindings"]

@@ -1,0 +1,486 @@
+# Copyright 2026 The Gaze2Report authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Processor: films, gaze and instructions -> tensors; tokens and features -> reports with their evidence.
+
+What a user writes is data: a placeholder or special token inside an instruction or question reaches the model as plain
+text. Only prompts that `apply_chat_template` rendered (with every message's text made harmless) carry structure.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_utils import ImageInput
+from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, Unpack
+from transformers.utils import auto_docstring, logging
+
+from .errors import InputError
+from .evidence import FINDING_THRESHOLD, Observation, WrittenReport, evidence_record
+from .gaze_geometry import boxes_to_image, boxes_to_square, check_gaze, points_to_image, points_to_square
+from .image_processing_gaze2report import load_film
+from .overlay import draw_overlay
+from .prompts import DEFAULT_CHAT_TEMPLATE, INSTRUCTIONS, WORD_JOINER, RenderedPrompt
+
+logger = logging.get_logger(__name__)
+
+# Tokens before a token that settle how it is decoded: no character takes more.
+DECODING_CONTEXT = 8
+GAZE_SOURCES = ("none", "predicted", "recorded")
+
+
+class Gaze2ReportProcessorKwargs(ProcessingKwargs, total=False):
+    pass
+
+
+@auto_docstring
+class Gaze2ReportProcessor(ProcessorMixin):
+    valid_processor_kwargs = Gaze2ReportProcessorKwargs
+    # Generation continues at the right end of prompts that differ in length; a tokenizer's own setting comes first.
+    text_kwargs = {"padding_side": "left"}
+
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        chat_template=None,
+        image_token="<|visual_gaze|>",
+        num_visual_gaze_tokens=66,
+        max_fixations=50,
+        finding_threshold=FINDING_THRESHOLD,
+        **kwargs,
+    ):
+        r"""
+        image_token (`str`, *optional*, defaults to `"<|visual_gaze|>"`):
+            Placeholder of an image in the prompt; one token of the tokenizer.
+        num_visual_gaze_tokens (`int`, *optional*, defaults to 66):
+            Tokens that one image takes in the prompt; as in the model's configuration.
+        max_fixations (`int`, *optional*, defaults to 50):
+            Longest scanpath the model takes, in fixations. Of a longer recording the fixations dwelt on longest are
+            kept, in their order.
+        finding_threshold (`float`, *optional*, defaults to 0.5):
+            Probability from which the evidence places a finding.
+        """
+        self.image_token = image_token
+        self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
+        if self.image_token_id is None or self.image_token_id == tokenizer.unk_token_id:
+            raise ValueError(
+                f"The tokenizer has no token {image_token!r}: add it with "
+                f"tokenizer.add_special_tokens({{'additional_special_tokens': [{image_token!r}]}}), or name another "
+                "one as image_token."
+            )
+        self.num_visual_gaze_tokens = num_visual_gaze_tokens
+        self.max_fixations = max_fixations
+        self.finding_threshold = finding_threshold
+        super().__init__(image_processor, tokenizer, chat_template=chat_template or DEFAULT_CHAT_TEMPLATE)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names that are always returned; `fixations`, `fixation_mask` and `gaze_source` follow what was given."""
+        return [*self.tokenizer.model_input_names, "pixel_values", "film_boxes"]
+
+    @auto_docstring(custom_intro="Tensors for the model.")
+    def __call__(
+        self,
+        images: ImageInput | None = None,
+        text: str | list[str] | None = None,
+        gaze=None,
+        gaze_source: str | list[str] | None = None,
+        is_rendered: bool | None = None,
+        **kwargs: Unpack[Gaze2ReportProcessorKwargs],
+    ) -> BatchFeature:
+        r"""
+        images (`str`, `Path`, `PIL.Image.Image`, `np.ndarray`, `Film` or nested lists of them, *optional*):
+            Films: a path (PNG, JPEG, TIFF, DICOM), a picture, or an array (H, W) or (H, W, 3). A list makes one prompt
+            per film; a list of lists one prompt per inner list, with several films in it.
+        text (`str` or `list[str]`, *optional*):
+            Instruction or question, one for all prompts or one for each; left out, the report is asked for. A prompt
+            that `apply_chat_template` rendered is taken as it is.
+        gaze (`np.ndarray` or nested lists of arrays and `None`, *optional*):
+            Recorded gaze per film: (N, 3) x, y in [0, 1] of the original image and duration in seconds, or `None` to
+            have it predicted.
+        gaze_source (`str` or `list[str]`, *optional*):
+            `"recorded"`, `"predicted"`, `"none"`, or `"auto"`, the default: recorded where given, else predicted. One
+            for all films or one for each.
+        is_rendered (`bool`, *optional*):
+            Whether `text` is a rendered prompt although it lost its type, for example in a data set.
+
+        Returns:
+            [`BatchFeature`]: `pixel_values` (num_images, 3, S, S), `film_boxes` (num_images, 4) where the film lies in
+            the square, `input_ids` and `attention_mask`; `fixations` (num_images, N, 3) in the square and
+            `fixation_mask` (num_images, N) when gaze was given; `gaze_source` (num_images,) when it is not automatic.
+        """
+        studies = None if images is None else group_images(images)
+        if text is None and studies is None:
+            raise InputError("There is nothing to process: give images, text or both.")
+        prompts = self.render_prompts(text, studies, bool(is_rendered))
+        films = None if studies is None else [film for study in studies for film in study]
+        self.check_placeholders(prompts, 0 if films is None else len(films))
+
+        text_kwargs = kwargs.get("text_kwargs", {})
+        if "padding" not in kwargs and "padding" not in text_kwargs and "padding" not in self.tokenizer.init_kwargs:
+            kwargs["padding"] = len(prompts) > 1
+        features = super().__call__(images=films, text=[str(prompt) for prompt in prompts], **kwargs)
+        if films is None:
+            if gaze is not None:
+                raise InputError("gaze was given without an image: give both, or neither.")
+            return features
+
+        image_sizes = np.asarray(features.pop("image_sizes"))
+        side = features["pixel_values"][0].shape[-1]
+        whole_film = np.broadcast_to([0.0, 0.0, 1.0, 1.0], (len(films), 4))
+        features["film_boxes"] = boxes_to_square(whole_film, image_sizes, side).astype(np.float32)
+        features |= self.gaze_features(gaze, gaze_source or "auto", image_sizes, side)
+        return BatchFeature(
+            dict(features), tensor_type=kwargs.get("return_tensors") or text_kwargs.get("return_tensors")
+        )
+
+    # -- prompts ------------------------------------------------------------------------------------------------------
+
+    def render_prompts(self, text, studies: list[list] | None, is_rendered: bool) -> list[str]:
+        """One prompt per study: rendered ones as they are, instructions as the user's turn of a conversation."""
+        texts = [text] if isinstance(text, str) else list(text if text is not None else [INSTRUCTIONS["report"]])
+        if not texts:
+            raise InputError("There is no text to process: the list is empty. Leave text out to ask for the report.")
+        for index, one in enumerate(texts):
+            if not isinstance(one, str):
+                raise InputError(f"text {index} (counting from 0) is a {type(one).__name__}; expected a string.")
+        if is_rendered or all(isinstance(one, RenderedPrompt) for one in texts):
+            return texts
+        if studies is None:
+            studies = [[] for _ in texts]
+        if len(texts) == 1:
+            texts = texts * len(studies)
+        if len(texts) != len(studies):
+            raise InputError(
+                f"{len(texts)} texts were given for {len(studies)} prompts: give one text for all or one for each. "
+                "Several films belong in one prompt when they stand in an inner list."
+            )
+        conversations = [
+            [{"role": "user", "content": [*([{"type": "image"}] * len(study)), {"type": "text", "text": one}]}]
+            for one, study in zip(texts, studies, strict=True)
+        ]
+        return self.apply_chat_template(conversations, add_generation_prompt=True)
+
+    def check_placeholders(self, prompts: Sequence[str], num_images: int) -> None:
+        num_places = sum(prompt.count(self.image_token) for prompt in prompts)
+        if num_places != num_images:
+            raise InputError(
+                f"The prompts have places for {num_places} images ({self.image_token}), but {num_images} were given."
+            )
+
+    def apply_chat_template(self, conversation, chat_template: str | None = None, **kwargs):
+        """As transformers' own, with two differences: text inside messages is data, and the result says that it is
+        structure, so that calling the processor on it needs no flag.
+        """
+        kwargs.setdefault("image_token", self.image_token)
+        if kwargs.get("tokenize"):
+            kwargs["processor_kwargs"] = (kwargs.get("processor_kwargs") or {}) | {"is_rendered": True}
+        rendered = super().apply_chat_template(self.harmless_conversation(conversation), chat_template, **kwargs)
+        if isinstance(rendered, str):
+            return RenderedPrompt(rendered)
+        if isinstance(rendered, list) and all(isinstance(one, str) for one in rendered):
+            return [RenderedPrompt(one) for one in rendered]
+        return rendered
+
+    def harmless_conversation(self, conversation):
+        """The conversation, or list of conversations, with every text made harmless; the user's own is not changed."""
+        if isinstance(conversation, (list, tuple)):
+            return [self.harmless_conversation(item) for item in conversation]
+        message = dict(conversation)
+        content = message.get("content")
+        if isinstance(content, str):
+            message["content"] = self.harmless_text(content)
+        elif content:
+            message["content"] = [
+                part | {"text": self.harmless_text(part["text"])} if isinstance(part.get("text"), str) else dict(part)
+                for part in content
+            ]
+        return message
+
+    def harmless_text(self, text: str) -> str:
+        """Text in which no token of the tokenizer's own making is left: a word joiner stands inside each.
+
+        Raises:
+            InputError: the text holds a lone surrogate, which no tokenizer can carry.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"The text is not valid Unicode at character {error.start}: {error.reason}.") from error
+        reserved = sorted(
+            {*self.tokenizer.all_special_tokens, *self.tokenizer.get_added_vocab()}, key=len, reverse=True
+        )
+        for token in reserved:
+            while len(token) > 1 and token in text:
+                text = text.replace(token, token[0] + WORD_JOINER + token[1:])
+        return text
+
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
+        return self.image_token * self.num_visual_gaze_tokens
+
+    def _get_num_multimodal_tokens(self, image_sizes=None, **kwargs) -> MultiModalData:
+        """Placeholders that images of these sizes take: always the same number."""
+        if image_sizes is None:
+            return MultiModalData()
+        return MultiModalData(
+            num_image_tokens=[self.num_visual_gaze_tokens] * len(image_sizes), num_image_patches=[1] * len(image_sizes)
+        )
+
+    # -- gaze ---------------------------------------------------------------------------------------------------------
+
+    def gaze_features(self, gaze, gaze_source, image_sizes: np.ndarray, side: int) -> dict[str, np.ndarray]:
+        """Fixations in the square with their mask, and the source of each image's gaze where it is not automatic."""
+        num_images = len(image_sizes)
+        recordings = [None] * num_images if gaze is None else flatten_gaze(gaze)
+        if len(recordings) != num_images:
+            raise InputError(
+                f"gaze of {len(recordings)} images was given for {num_images} images: give one array (N, 3) or None "
+                "for each."
+            )
+        recordings = [
+            None if one is None else self.shorten(check_gaze(one, f"gaze of image {index}"), f"gaze of image {index}")
+            for index, one in enumerate(recordings)
+        ]
+        features = {}
+        sources = [gaze_source] * num_images if isinstance(gaze_source, str) else list(gaze_source)
+        if len(sources) != num_images:
+            raise InputError(f"{len(sources)} gaze sources were given for {num_images} images: give one for each.")
+        numbers = [self.source_number(source, index, recordings) for index, source in enumerate(sources)]
+        if any(source != "auto" for source in sources):
+            features["gaze_source"] = np.array(numbers, dtype=np.int64)
+        if gaze is not None:
+            longest = max((len(one) for one in recordings if one is not None), default=0)
+            fixations = np.zeros((num_images, longest, 3), dtype=np.float32)
+            mask = np.zeros((num_images, longest), dtype=bool)
+            for index, one in enumerate(recordings):
+                if one is not None:
+                    fixations[index, : len(one)] = points_to_square(one, image_sizes[index], side)
+                    mask[index, : len(one)] = True
+            features |= {"fixations": fixations, "fixation_mask": mask}
+        return features
+
+    def source_number(self, source: str, index: int, recordings: list) -> int:
+        if source == "auto":
+            source = "predicted" if recordings[index] is None else "recorded"
+        if source not in GAZE_SOURCES:
+            raise InputError(f"gaze_source = {source!r} is unknown: use 'auto', 'recorded', 'predicted' or 'none'.")
+        if source == "recorded" and recordings[index] is None:
+            raise InputError(f"gaze_source is 'recorded', but image {index} (counting from 0) has no gaze.")
+        return GAZE_SOURCES.index(source)
+
+    def shorten(self, gaze: np.ndarray, where: str) -> np.ndarray:
+        """The fixations dwelt on longest, in their order, where there are more than the model takes."""
+        if len(gaze) <= self.max_fixations:
+            return gaze
+        logger.warning_once(
+            f"{where} has {len(gaze)} fixations; the model takes {self.max_fixations}: the longest ones are kept."
+        )
+        longest = np.argsort(-gaze[:, 2], kind="stable")[: self.max_fixations]
+        return gaze[np.sort(longest)]
+
+    # -- reports and evidence -----------------------------------------------------------------------------------------
+
+    def answer_marker(self) -> str:
+        """The text that stands between the last question and its answer."""
+        question = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
+        asked = self.apply_chat_template(question)
+        return self.apply_chat_template(question, add_generation_prompt=True)[len(asked) :]
+
+    def batch_decode_report(self, sequences) -> list[str]:
+        """Reports from generated token ids, without the prompt where the ids hold one, and without special tokens.
+
+        Shapes: sequences (B, L), or B sequences of token ids.
+        """
+        marker = self.answer_marker().strip()
+        reports = []
+        for text in self.tokenizer.batch_decode(sequences, skip_special_tokens=False):
+            report = text.rpartition(marker)[2] if marker else text
+            for token in self.tokenizer.all_special_tokens:
+                report = report.replace(token, "")
+            reports.append(report.strip())
+        return reports
+
+    def post_process_image_text_to_text(self, generated_outputs, skip_special_tokens=True, **kwargs) -> list[str]:
+        """Generated text for transformers' pipeline."""
+        return self.tokenizer.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
+
+    def post_process_scanpath(self, fixations, mask, image_sizes) -> list[np.ndarray]:
+        """Predicted fixations in [0, 1] of each original image.
+
+        Args:
+            fixations: (B, N, 3) x, y in the square and duration in seconds.
+            mask: (B, N), true where a fixation stands.
+            image_sizes: (B, 2) height and width of each original image in pixels.
+
+        Returns:
+            Per image (n, 3) float64; a coordinate beside the film is put on its edge.
+        """
+        fixations, mask = as_numpy(fixations), as_numpy(mask).astype(bool)
+        side = self.image_processor.size["height"]
+        scanpaths = []
+        for row, keep, size in zip(fixations, mask, image_sizes, strict=True):
+            scanpath = points_to_image(row[keep].astype(np.float64), size, side)
+            scanpath[:, :2] = scanpath[:, :2].clip(0, 1)
+            scanpaths.append(scanpath)
+        return scanpaths
+
+    def post_process_observation(self, image_features, image_sizes) -> list[Observation]:
+        """What the model saw, in [0, 1] of each original image.
+
+        Args:
+            image_features: output of the model's `get_image_features`.
+            image_sizes: (B, 2) height and width of each original image in pixels.
+        """
+        side = self.image_processor.size["height"]
+        scanpaths = self.post_process_scanpath(image_features.fixations, image_features.fixation_mask, image_sizes)
+        findings = image_features.findings
+        probabilities = as_numpy(findings.logits.float().sigmoid())
+        return [
+            Observation(
+                gaze_source=GAZE_SOURCES[int(image_features.gaze_source[index])],
+                fixations=scanpath,
+                finding_probabilities=probabilities[index],
+                finding_boxes=self.boxes_on_film(findings.boxes[index], size, side),
+                region_boxes=self.boxes_on_film(findings.region_boxes[index], size, side),
+            )
+            for index, (scanpath, size) in enumerate(zip(scanpaths, image_sizes, strict=True))
+        ]
+
+    def boxes_on_film(self, boxes, image_size, side: int) -> np.ndarray:
+        return boxes_to_image(as_numpy(boxes).astype(np.float64), image_size, side).clip(0, 1)
+
+    def post_process_evidence(
+        self,
+        sequences,
+        image_features,
+        images,
+        token_log_probs=None,
+        model: dict | None = None,
+        task: str = "report",
+        strategy: str = "direct",
+        prompt: str = INSTRUCTIONS["report"],
+    ) -> list[dict]:
+        """Evidence records, schema `gaze2report.evidence/1`, of reports on one film each.
+
+        Args:
+            sequences: (B, L) generated token ids.
+            image_features: output of the model's `get_image_features` for the same films.
+            images: the films as they were given to the processor, B of them.
+            token_log_probs: (B, L_new) log probabilities of the generated tokens, as `compute_transition_scores` gives
+                them; without, sentences have no confidence.
+            model: `name_or_path`, `revision` and `package_version` of the model.
+            task, strategy, prompt: how the reports were asked for.
+
+        Raises:
+            InputError: the numbers of reports, images and features differ.
+        """
+        films = [load_film(image) for study in group_images(images) for image in study]
+        reports = self.batch_decode_report(sequences)
+        if not len(reports) == len(films) == len(image_features.fixations):
+            raise InputError(
+                f"{len(reports)} reports, {len(films)} images and features of {len(image_features.fixations)} images "
+                "were given; evidence needs one film per report."
+            )
+        observations = self.post_process_observation(image_features, [(film.height, film.width) for film in films])
+        records = []
+        for index, (text, film, observation) in enumerate(zip(reports, films, observations, strict=True)):
+            report = WrittenReport(text)
+            if token_log_probs is not None:
+                report = self.written_report(text, sequences[index], token_log_probs[index])
+            records.append(
+                evidence_record(
+                    report,
+                    observation,
+                    image={"name": film.name, "width": film.width, "height": film.height, "sha256": film.sha256},
+                    model=model or {"name_or_path": None, "revision": None, "package_version": None},
+                    task=task,
+                    strategy=strategy,
+                    prompt=prompt,
+                    warnings=film.warnings,
+                    threshold=self.finding_threshold,
+                )
+            )
+        return records
+
+    def written_report(self, text: str, sequence, log_probs) -> WrittenReport:
+        """The report with the piece of text that each generated token wrote."""
+        token_ids = as_numpy(sequence).tolist()
+        log_probs = as_numpy(log_probs).tolist()
+        token_ids = token_ids[len(token_ids) - len(log_probs) :]
+        special = set(self.tokenizer.all_special_ids)
+        written = [pair for pair in zip(token_ids, log_probs, strict=True) if pair[0] not in special]
+        ids = [token_id for token_id, _ in written]
+        # A character may take several tokens: what a token wrote is what decoding one token more adds. A few tokens
+        # before it are context enough, and keep the work in proportion to the report's length.
+        pieces = []
+        for end in range(len(ids)):
+            start = max(0, end - DECODING_CONTEXT)
+            before, after = self.tokenizer.decode(ids[start:end]), self.tokenizer.decode(ids[start : end + 1])
+            pieces.append(after[len(before) :])
+        return WrittenReport(text, pieces, [log_prob for _, log_prob in written])
+
+    def draw_evidence(self, record: dict, image):
+        """The film with the record's fixations, heat map and boxes, as `PIL.Image.Image`."""
+        film = load_film(image)
+        fixations = [(fixation["x"], fixation["y"], fixation["duration_s"]) for fixation in record["gaze"]["fixations"]]
+        boxes = [(*finding["box"], finding["name"]) for finding in record["findings"] if finding["box"]]
+        # A glance so short that the record's rounding left nothing of it is drawn all the same.
+        fixations = [(x, y, max(duration, 1e-4)) for x, y, duration in fixations]
+        return draw_overlay(film.pixels, fixations, boxes, caption=film.name)
+
+
+def group_images(images) -> list[list]:
+    """Films by prompt: one film, a list or stack of films (a prompt each), or lists of films (a prompt per inner list).
+
+    Raises:
+        InputError: an empty list.
+    """
+    if getattr(images, "ndim", 0) == 4:
+        images = list(images)
+    if not isinstance(images, (list, tuple)):
+        return [[images]]
+    if len(images) == 0:
+        raise InputError("There is no image to process: the list is empty.")
+    return [list(item) if isinstance(item, (list, tuple)) else [item] for item in images]
+
+
+def flatten_gaze(gaze) -> list:
+    """Gaze per image from one array (N, 3), a list of arrays and `None`, or lists of such lists."""
+    if gaze is None or number_of_axes(gaze) in (1, 2):
+        return [gaze]
+    if isinstance(gaze, (list, tuple)) or number_of_axes(gaze) == 3:
+        return [one for item in gaze for one in flatten_gaze(item)]
+    return [gaze]
+
+
+def number_of_axes(values) -> int | None:
+    """Axes of an array, tensor or nested list of numbers; `None` when it is ragged or holds other things."""
+    if hasattr(values, "ndim"):
+        return values.ndim
+    try:
+        array = np.asarray(values)  # not as float: that would make NaN of None
+    except (RuntimeError, TypeError, ValueError):
+        return None
+    return array.ndim if array.dtype.kind in "biuf" else None
+
+
+def as_numpy(values) -> np.ndarray:
+    if not isinstance(values, torch.Tensor):
+        return np.asarray(values)
+    values = values.detach().cpu()
+    return (values.float() if values.is_floating_point() else values).numpy()
+
+
+__all__ = ["Gaze2ReportProcessor"]
