@@ -3,6 +3,10 @@
 import os
 from pathlib import Path
 
+# Before anything imports torch: the tests run side by side (pytest-xdist), and threads would fight over the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
 import pytest
 
 # The placeholder that visual-gaze tokens replace, and the ids that tiny prompts are made of.
