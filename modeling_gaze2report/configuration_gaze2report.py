@@ -19,9 +19,10 @@ Lengths on the film are shares of the side of the square that the image processo
 
 from typing import Literal
 
-from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
-from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+
+# `strict` is huggingface_hub's; Hub files take it from where transformers' own configurations find it.
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec, strict
 from transformers.utils import auto_docstring
 
 

@@ -226,8 +226,7 @@ def test_half_the_bytes_load_as_the_models_own_type(exported, model_and_processo
 
 # -- the Hub files ----------------------------------------------------------------------------------------------------
 
-# huggingface_hub comes with every transformers, whose configurations take their type checks from it.
-ALLOWED = {*sys.stdlib_module_names, "torch", "torch_geometric", "transformers", "huggingface_hub", "numpy", "PIL"}
+ALLOWED = {*sys.stdlib_module_names, "torch", "torch_geometric", "transformers", "numpy", "PIL"}
 ROOMS = [Path(modeling_gaze2report.__file__).parent, Path(processing_gaze2report.__file__).parent]
 
 
