@@ -337,6 +337,20 @@ def test_length_follows_the_stop_and_its_limits(bias, do_sample, expected):
 
 
 @torch.no_grad()
+def test_the_deterministic_reading_herds_by_hand():
+    # A narrow kernel makes every cell its own neighbourhood, and constant shares .6, .4 of two cells are owed in turn:
+    # step 1 owes (.6, .4) and serves the first; step 2 owes (.2, .8) and serves the second; step 3 owes (.8, .2), and
+    # step 4 (.4, .6). Always taking the likeliest cell would serve the first four times.
+    model = make_model(grid_size=2, return_sigma=0.01, max_fixations=4, min_fixations=4)
+    shares = torch.tensor([0.6, 0.4, 1e-30, 1e-30])
+    model.location_log_probs = lambda states, *_: shares.log().expand(*states.shape[:2], -1)
+
+    reading = model.predict(make_patches(1, grid_size=2))
+
+    cells = (reading.fixations[0, 0, :, :2] * 2).floor().int()
+    assert cells.tolist() == [[0, 0], [1, 0], [0, 0], [1, 0]]
+
+
 def test_inhibition_of_return_lowers_revisits():
     def revisits(inhibition):
         model = make_model(gain=1.0, max_fixations=12, return_sigma=0.2)
