@@ -422,6 +422,7 @@ def run_scanpath(args) -> int:
 
     from .inference import load_reader, predict_scanpaths
     from .processing.image_processing_gaze2report import load_film
+    from .processing.metrics.files import write_text
 
     if args.temperature <= 0:
         raise InputError(f"--temperature {args.temperature}: it must be above 0.")
@@ -431,29 +432,10 @@ def run_scanpath(args) -> int:
     lines = [json.dumps(one) for one in predict_scanpaths(reader, film, args.num_samples, args.temperature)]
     text = "\n".join(lines) + "\n"
     if args.out:
-        write_text(Path(args.out), text)
+        write_text(args.out, text)
     else:
         print(text, end="")
     return 0
-
-
-def write_text(path: Path, text: str) -> None:
-    """A text file, whole or not at all.
-
-    Raises:
-        InputError: it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 # -- train ------------------------------------------------------------------------------------------------------------
