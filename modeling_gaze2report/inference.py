@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from . import __version__
 from .configuration_gaze2report import Gaze2ReportConfig
-from .modeling_gaze2report import GAZE_SOURCES, Gaze2ReportForConditionalGeneration, Gaze2ReportImageFeatures
+from .modeling_gaze2report import Gaze2ReportForConditionalGeneration, Gaze2ReportImageFeatures
 from .processing.errors import ModelError
 from .processing.image_processing_gaze2report import Film
 from .processing.processing_gaze2report import Gaze2ReportProcessor
@@ -152,18 +152,6 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def gaze_sources(requested: str, gaze: Sequence[np.ndarray | None]) -> list[str]:
-    """The source of every film's gaze.
-
-    Args:
-        requested: `"auto"`, `"recorded"`, `"predicted"` or `"none"`.
-        gaze: recorded gaze of each film, `None` without.
-    """
-    if requested == "auto":
-        return [GAZE_SOURCES[1] if one is None else GAZE_SOURCES[2] for one in gaze]
-    return [requested] * len(gaze)
-
-
 @torch.inference_mode()
 def read_films(
     reader: Reader,
@@ -205,9 +193,7 @@ def generate_reports(
         generated tokens.
     """
     model, processor = reader.model, reader.processor
-    gaze = list(gaze) if gaze is not None else [None] * len(films)
-    sources = gaze_sources(gaze_source, gaze)
-    inputs = processor(images=list(films), gaze=gaze, gaze_source=sources, return_tensors="pt").to(model.device)
+    inputs = processor(images=list(films), gaze=gaze, gaze_source=gaze_source, return_tensors="pt").to(model.device)
     text = {name: inputs.pop(name) for name in ("input_ids", "attention_mask")}
     # The images are read once: the same features write the report and are its evidence.
     features = model.get_image_features(**inputs, return_dict=True)

@@ -40,13 +40,8 @@ DECODING_CONTEXT = 8
 GAZE_SOURCES = ("none", "predicted", "recorded")
 
 
-class Gaze2ReportProcessorKwargs(ProcessingKwargs, total=False):
-    pass
-
-
 @auto_docstring
 class Gaze2ReportProcessor(ProcessorMixin):
-    valid_processor_kwargs = Gaze2ReportProcessorKwargs
     # Generation continues at the right end of prompts that differ in length; a tokenizer's own setting comes first.
     text_kwargs = {"padding_side": "left"}
 
@@ -98,7 +93,7 @@ class Gaze2ReportProcessor(ProcessorMixin):
         gaze=None,
         gaze_source: str | list[str] | None = None,
         is_rendered: bool | None = None,
-        **kwargs: Unpack[Gaze2ReportProcessorKwargs],
+        **kwargs: Unpack[ProcessingKwargs],
     ) -> BatchFeature:
         r"""
         images (`str`, `Path`, `PIL.Image.Image`, `np.ndarray`, `Film` or nested lists of them, *optional*):

@@ -69,10 +69,10 @@ def test_corpus_protocols_equal_pycocoevalcap_on_open_i(open_i, protocol):
 def test_cxrmate2_rouge_equals_rouge_score_on_open_i(open_i):
     scorer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(["rougeL"], use_stemmer=True)
     predictions, references = open_i
-    pairs = list(zip(predictions, references, strict=True))[:100]
+    pairs = zip(predictions, references, strict=True)
     expected = np.mean([scorer.score(group[0], text)["rougeL"].fmeasure for text, group in pairs])
 
-    ours = scores([text for text, _ in pairs], [group for _, group in pairs], "cxrmate2")
+    ours = scores(predictions, references, "cxrmate2")
 
     assert ours["rouge_l"] == pytest.approx(expected, abs=1e-12)
 
