@@ -42,9 +42,6 @@ GAZE_SOURCES = ("none", "predicted", "recorded")
 
 @auto_docstring
 class Gaze2ReportProcessor(ProcessorMixin):
-    # Generation continues at the right end of prompts that differ in length; a tokenizer's own setting comes first.
-    text_kwargs = {"padding_side": "left"}
-
     def __init__(
         self,
         image_processor=None,
@@ -124,7 +121,11 @@ class Gaze2ReportProcessor(ProcessorMixin):
         self.check_placeholders(prompts, 0 if films is None else len(films))
 
         text_kwargs = kwargs.get("text_kwargs", {})
-        if "padding" not in kwargs and "padding" not in text_kwargs and "padding" not in self.tokenizer.init_kwargs:
+        chosen = {**self.tokenizer.init_kwargs, **text_kwargs, **kwargs}
+        if "padding_side" not in chosen:
+            # Generation continues at the right end of prompts that differ in length.
+            kwargs["padding_side"] = "left"
+        if "padding" not in chosen:
             kwargs["padding"] = len(prompts) > 1
         features = super().__call__(images=films, text=[str(prompt) for prompt in prompts], **kwargs)
         if films is None:
