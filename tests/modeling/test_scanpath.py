@@ -351,6 +351,7 @@ def test_the_deterministic_reading_herds_by_hand():
     assert cells.tolist() == [[0, 0], [1, 0], [0, 0], [1, 0]]
 
 
+@torch.no_grad()
 def test_inhibition_of_return_lowers_revisits():
     def revisits(inhibition):
         model = make_model(gain=1.0, max_fixations=12, return_sigma=0.2)
