@@ -13,13 +13,12 @@ import argparse
 import csv
 import json
 import sys
-import tarfile
 import time
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import numpy as np
 
+from ..datasets.source_openi import OpeniSource, parse_report
 from ..errors import DataError, Gaze2ReportError
 from ..report_labels import label_report, sentence_statuses
 from .results import number, table
@@ -45,33 +44,12 @@ def openi_reports(path: str | Path) -> dict[str, str]:
     Raises:
         DataError: a file is not such a report, or there is none.
     """
-    path = Path(path)
     reports = {}
-    if path.is_dir():
-        sources = ((file.stem, file.read_bytes()) for file in sorted(path.rglob("*.xml")))
-    else:
-        sources = _archive_members(path)
-    for stem, content in sources:
-        try:
-            root = ElementTree.fromstring(content)
-        except ElementTree.ParseError as error:
-            raise DataError(f"{path}: {stem}.xml is no XML ({error})") from error
-        sections = {text.get("Label"): (text.text or "").strip() for text in root.iter("AbstractText")}
-        parts = [sections.get("FINDINGS", ""), sections.get("IMPRESSION", "")]
-        reports[f"CXR{stem}"] = "\n\n".join(part for part in parts if part)
-    if not reports:
-        raise DataError(f"{path}: no .xml report; expected Open-i's archive or a folder of its files")
+    for name, content in OpeniSource(Path(path)).items():
+        report = parse_report(content, name)
+        sections = (report["FINDINGS"], report["IMPRESSION"])
+        reports[f"CXR{Path(name).stem}"] = "\n\n".join(section for section in sections if section)
     return reports
-
-
-def _archive_members(path: Path):
-    try:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                if member.isfile() and member.name.endswith(".xml"):
-                    yield Path(member.name).stem, archive.extractfile(member).read()
-    except (OSError, tarfile.TarError) as error:
-        raise DataError(f"{path}: no archive of reports ({error})") from error
 
 
 def labeler_table(gold: str | Path, reports: dict[str, str]) -> list[dict]:

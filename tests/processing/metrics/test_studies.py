@@ -9,7 +9,7 @@ import pytest
 from modeling_gaze2report.processing.errors import DataError
 from modeling_gaze2report.processing.metrics.studies import labeler_table, main, openi_reports
 
-REPORT = """<eCitation><Abstract><AbstractText Label="INDICATION">Pneumonia?</AbstractText>
+REPORT = """<eCitation><uId id="CXR0"/><Abstract><AbstractText Label="INDICATION">Pneumonia?</AbstractText>
 <AbstractText Label="FINDINGS">{}</AbstractText><AbstractText
 Label="IMPRESSION">Done.</AbstractText></Abstract></eCitation>
 """
