@@ -180,7 +180,12 @@ def _register_prepare(subparsers) -> None:
         help="folder: record column = the table's column",
     )
     parser.add_argument("--max-side", type=int, metavar="PX", help="make larger films smaller (JPEG, quality 95)")
-    parser.add_argument("--records-per-shard", type=int, default=1000, metavar="N", help="default 1000")
+    parser.add_argument(
+        "--records-per-shard",
+        type=int,
+        metavar="N",
+        help="items in a unit of work, which writes one file per split (default a fortieth of all, 100 to 1000)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace another data set in --out")
     phantom = parser.add_argument_group("phantom")
     phantom.add_argument("--num-films", type=int, default=1000, metavar="N")
@@ -266,7 +271,7 @@ def run_prepare(args) -> int:
     from .splits import audit_message
     from .writing import prepare
 
-    if args.num_proc < 1 or args.records_per_shard < 1:
+    if args.num_proc < 1 or (args.records_per_shard is not None and args.records_per_shard < 1):
         raise DataError("--num-proc and --records-per-shard must be at least 1")
     if args.max_side is not None and args.max_side < 32:
         raise DataError("--max-side must be at least 32 pixels")

@@ -24,6 +24,8 @@ from .record import SPLITS, check_record, record_features
 from .splits import Audit, scanpath_key
 
 SCHEMA = "gaze2report.dataset/1"
+UNITS = 40  # of a data set: enough for several processes to end at about the same time
+UNIT_SIZES = (100, 1000)  # least and most items of a unit by default
 PROGRESS = ".progress"
 
 
@@ -93,7 +95,7 @@ def file_sha256(path: Path) -> str:
 
 
 def prepare(
-    source: Source, out: Path, num_proc: int = 1, records_per_shard: int = 1000, overwrite: bool = False
+    source: Source, out: Path, num_proc: int = 1, records_per_shard: int | None = None, overwrite: bool = False
 ) -> dict:
     """Writes the source into a folder.
 
@@ -101,7 +103,8 @@ def prepare(
         source: what to prepare.
         out: folder for `train-00000.parquet`, ..., `dataset.json` and, if anything was dropped, `dropped.jsonl`.
         num_proc: processes.
-        records_per_shard: items of the source in a unit of work.
+        records_per_shard: items of the source in a unit of work; by default a fortieth of them, 100 to 1,000. It
+            decides the files' boundaries, `num_proc` does not.
         overwrite: replace what an earlier run with other settings left in the folder.
 
     Returns:
@@ -115,6 +118,9 @@ def prepare(
     items = source.items()
     if not items:
         raise DataError(f"{source.name}: nothing to prepare was found; see `gaze2report prepare --help` for the layout")
+    if records_per_shard is None:
+        least, most = UNIT_SIZES
+        records_per_shard = min(most, max(least, -(-len(items) // UNITS)))
     hashes = {path.name: file_sha256(path) for path in source.inputs}
     plan = {
         "source": source.name,

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from modeling_gaze2report.processing.datasets import writing
 from modeling_gaze2report.processing.datasets.record import empty_record
 from modeling_gaze2report.processing.datasets.source_phantom import PhantomSource
 from modeling_gaze2report.processing.datasets.writing import Dropped, Source, prepare
@@ -181,6 +182,23 @@ def test_phantoms_are_the_same_bytes_whatever_the_number_of_processes(tmp_path):
 
     assert one == two
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+@pytest.mark.parametrize(("count", "units"), [(99, 1), (1200, 12), (10_000, 40), (100_000, 100)])
+def test_units_keep_every_process_busy_and_do_not_depend_on_their_number(tmp_path, monkeypatch, count, units):
+    written = []
+
+    def note(source, items, number, out, step=None):
+        written.append(items)
+        (out / ".progress" / f"{number:05d}.json").write_text("{}")
+
+    monkeypatch.setattr(writing, "write_unit", note)
+    monkeypatch.setattr(writing, "_finish", lambda *args: {})
+
+    prepare(Counting(count), tmp_path)
+
+    assert len(written) == units
+    assert [item for items in written for item in items] == list(range(count))
 
 
 @pytest.mark.parametrize(("encoding", "mode"), [("jpeg", "L"), ("png", "L"), ("png16", "I;16")])
