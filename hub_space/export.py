@@ -26,10 +26,12 @@ HUB_FILES = (
     "anatomy.py",
     "errors.py",
     "evidence.py",
+    "grounding.py",
     "gaze_geometry.py",
     "overlay.py",
     "prompts.py",
     "report_labels.py",
+    "structured.py",
 )
 MODEL_CLASS = "modeling_gaze2report.Gaze2ReportForConditionalGeneration"
 PROCESSOR_CLASS = "processing_gaze2report.Gaze2ReportProcessor"
