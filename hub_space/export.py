@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -69,13 +70,38 @@ def export_model(model, processor, folder: str | Path, dtype: torch.dtype | None
     Raises:
         InputError: the folder cannot be written, or holds something else than a model.
     """
+    return replace_folder(folder, lambda new: write_folder(model, processor, new, dtype))
+
+
+def write_adapter_folder(model, processor, folder: str | Path) -> Path:
+    """The same for an adapter: peft's two files, the processor and the code, beside no weights of the base model.
+
+    Args:
+        model: `PeftModel` around a `Gaze2ReportForConditionalGeneration`.
+
+    Raises:
+        InputError: as for a model.
+    """
+
+    def write(new: Path) -> None:
+        model.save_pretrained(new, save_embedding_layers=False)
+        (new / "README.md").unlink(missing_ok=True)  # peft's empty card
+        for weights in new.glob("*.safetensors"):
+            shutil.copymode(new / "adapter_config.json", weights)
+        write_processor(processor, new)
+
+    return replace_folder(folder, write)
+
+
+def replace_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:
+    """Let `write` fill a new folder, and put it in the place of `folder` when it is whole."""
     folder = Path(folder).absolute()
     check_target(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
             new = Path(temporary) / "new"
-            write_folder(model, processor, new, dtype)
+            write(new)
             if (folder / "README.md").is_file():
                 shutil.copy2(folder / "README.md", new / "README.md")
             old = Path(temporary) / "old"
@@ -96,12 +122,12 @@ def check_target(folder: str | Path) -> None:
     """Refuse to replace what is no model: an export would delete it.
 
     Raises:
-        InputError: the path is a file, or a folder with files in it but no model's `config.json`.
+        InputError: the path is a file, or a folder that holds files but no model's or adapter's configuration.
     """
     folder = Path(folder)
     if folder.is_dir():
         others = [entry for entry in folder.iterdir() if entry.name != "README.md"]
-        if others and not (folder / "config.json").is_file():
+        if others and not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
             raise InputError(
                 f"{folder} holds files and no model; an export would replace them. Name a new or empty folder."
             )
@@ -121,6 +147,11 @@ def write_folder(model, processor, folder: Path, dtype: torch.dtype | None) -> N
     model.save_pretrained(folder, state_dict=state)
     for weights in folder.glob("*.safetensors"):
         shutil.copymode(folder / "config.json", weights)  # safetensors lets nobody but the owner read
+    write_processor(processor, folder)
+
+
+def write_processor(processor, folder: Path) -> None:
+    """The processor, and the code of both rooms."""
     processor.save_pretrained(folder)
     # What `register_for_auto_class` would write, without marking the classes for the rest of the process.
     edit_json(folder / "processor_config.json", add_processor_classes)
@@ -139,4 +170,4 @@ def edit_json(path: Path, edit) -> None:
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-__all__ = ["AUTO_MAP", "HUB_FILES", "check_target", "export_model", "hub_file_paths"]
+__all__ = ["AUTO_MAP", "HUB_FILES", "check_target", "export_model", "hub_file_paths", "write_adapter_folder"]

@@ -14,8 +14,9 @@ from transformers.utils import logging as transformers_logging
 
 from . import __version__
 from .configuration_gaze2report import Gaze2ReportConfig
-from .modeling_gaze2report import Gaze2ReportForConditionalGeneration, Gaze2ReportImageFeatures
+from .modeling_gaze2report import RECORDED_GAZE, Gaze2ReportForConditionalGeneration, Gaze2ReportImageFeatures
 from .processing.errors import ModelError
+from .processing.evidence import Rereadings
 from .processing.image_processing_gaze2report import Film
 from .processing.processing_gaze2report import Gaze2ReportProcessor
 
@@ -85,6 +86,8 @@ def load_reader(name: str | None, device: str = "auto", dtype: str = "auto", off
         if isinstance(error, ModelError):
             raise
         raise ModelError(f"{name}: the model cannot be loaded: {first_line(error)}") from error
+    # New tokens of an adapter, in a tied head: they are the embedding's own, which is loaded.
+    report["missing_keys"] = [key for key in report["missing_keys"] if not key.startswith("lm_head.token_adapter.")]
     faults = [
         f"{len(report[key])} {words} ({', '.join(sorted(map(str, report[key]))[:3])})"
         for key, words in {
@@ -159,6 +162,7 @@ def read_films(
     gaze: Sequence[np.ndarray | None] | None = None,
     gaze_source: str = "auto",
     max_new_tokens: int | None = None,
+    num_scanpaths: int = 0,
 ) -> list[dict]:
     """Reports of one batch of films, as evidence records.
 
@@ -168,13 +172,20 @@ def read_films(
         gaze: recorded gaze per film: (N, 3) x, y in [0, 1] of the film and duration in seconds, or `None`.
         gaze_source: `"auto"`, `"recorded"`, `"predicted"` or `"none"`, for all films.
         max_new_tokens: longest report in tokens; the model's own setting when left out.
+        num_scanpaths: readings that are drawn to see how many agree on each finding; each costs a report more.
 
     Raises:
         InputError: gaze that cannot be used, or `"recorded"` for a film without it.
     """
     sequences, features, log_probs = generate_reports(reader, films, gaze, gaze_source, max_new_tokens)
     return reader.processor.post_process_evidence(
-        sequences, features, list(films), token_log_probs=log_probs, model=reader.description
+        sequences,
+        features,
+        list(films),
+        token_log_probs=log_probs,
+        token_attention=visual_gaze_attention(reader.model, sequences, log_probs.shape[1], features),
+        rereadings=reread_films(reader, films, num_scanpaths, max_new_tokens) if num_scanpaths else None,
+        model=reader.description,
     )
 
 
@@ -207,6 +218,86 @@ def generate_reports(
     )
     log_probs = model.compute_transition_scores(generated.sequences, generated.scores, normalize_logits=True)
     return generated.sequences, features, log_probs
+
+
+@torch.inference_mode()
+def visual_gaze_attention(
+    model: Gaze2ReportForConditionalGeneration,
+    sequences: torch.Tensor,
+    num_new_tokens: int,
+    features: Gaze2ReportImageFeatures,
+) -> torch.Tensor | None:
+    """Attention with which each generated token was written to the visual-gaze tokens of its film.
+
+    One pass over the finished texts, with the attention implementation that shows its weights. The row of a token is
+    that of the position before it, where it was chosen; heads and layers are averaged.
+
+    Args:
+        model: the model that wrote.
+        sequences: (B, L) token ids, prompts padded on the left, with one film each.
+        num_new_tokens: how many of the L were generated.
+        features: what the films gave.
+
+    Returns:
+        (B, num_new_tokens, T) float32, or `None` where the language model shows no attention weights.
+    """
+    if num_new_tokens == 0:
+        return None
+    language_model = model.model.language_model
+    # A pad token inside a text is one that the model wrote: only those before the first real token are padding.
+    mask = (sequences != model.config.text_config.pad_token_id).cumsum(1) > 0
+    usual = language_model.config._attn_implementation
+    language_model.set_attn_implementation("eager")
+    try:
+        attentions = model(
+            input_ids=sequences,
+            attention_mask=mask.long(),
+            position_ids=(mask.cumsum(1) - 1).clamp_min(0),
+            mm_encoder_outputs={"image": features},
+            output_attentions=True,
+            use_cache=False,
+            logits_to_keep=1,
+        ).attentions
+    finally:
+        language_model.set_attn_implementation(usual)
+    length = sequences.shape[1]
+    # Layers of another kind (a recurrence in a hybrid model) have no weights.
+    layers = [layer for layer in attentions or () if layer is not None and layer.shape[-2:] == (length, length)]
+    if not layers:
+        return None
+    written = torch.stack([layer[:, :, -num_new_tokens - 1 : -1].float().mean(1) for layer in layers]).mean(0)
+    places = sequences == model.config.image_token_id
+    return torch.stack([rows[:, place] for rows, place in zip(written, places, strict=True)])
+
+
+@torch.inference_mode()
+def reread_films(
+    reader: Reader, films: Sequence[Film], num_scanpaths: int, max_new_tokens: int | None = None
+) -> list[Rereadings]:
+    """Findings and plain reports of each film along `num_scanpaths` scanpaths drawn from the model."""
+    model, processor = reader.model, reader.processor
+    inputs = processor(images=list(films), return_tensors="pt").to(model.device)
+    text = {name: inputs.pop(name) for name in ("input_ids", "attention_mask")}
+    scanpath = model.predict_scanpath(**inputs, num_samples=num_scanpaths, do_sample=True)
+    options = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+    sizes = [(film.height, film.width) for film in films]
+    probabilities, reports = [], []
+    for number in range(num_scanpaths):
+        features = model.get_image_features(
+            **inputs,
+            fixations=scanpath.fixations[:, number],
+            fixation_mask=scanpath.mask[:, number],
+            gaze_source=torch.full((len(films),), RECORDED_GAZE, device=model.device),
+            return_dict=True,
+        )
+        observations = processor.post_process_observation(features, sizes)
+        probabilities.append([observation.finding_probabilities for observation in observations])
+        sequences = model.generate(**text, mm_encoder_outputs={"image": features}, **options)
+        reports.append(processor.batch_decode_report(sequences))
+    return [
+        Rereadings(np.array([one[index] for one in probabilities]), [one[index] for one in reports])
+        for index in range(len(films))
+    ]
 
 
 @torch.inference_mode()
@@ -249,4 +340,6 @@ __all__ = [
     "load_reader",
     "predict_scanpaths",
     "read_films",
+    "reread_films",
+    "visual_gaze_attention",
 ]
