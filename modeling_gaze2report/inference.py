@@ -244,8 +244,9 @@ def visual_gaze_attention(
     if num_new_tokens == 0:
         return None
     language_model = model.model.language_model
+    pad = model.generation_config.pad_token_id
     # A pad token inside a text is one that the model wrote: only those before the first real token are padding.
-    mask = (sequences != model.config.text_config.pad_token_id).cumsum(1) > 0
+    mask = torch.ones_like(sequences, dtype=torch.bool) if pad is None else (sequences != pad).cumsum(1) > 0
     usual = language_model.config._attn_implementation
     language_model.set_attn_implementation("eager")
     try:

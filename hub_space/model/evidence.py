@@ -1,27 +1,36 @@
 """Evidence: what each sentence of a report rests on.
 
 From the text of a report and what the model saw, one record (schema `gaze2report.evidence/1`): the reading in its
-order, every sentence with the findings it speaks of, the boxes of those it asserts, the fixations that fell into them
-and how sure the model was of its words; all findings with probabilities; the anatomical regions. A sentence is tied to
-findings by the rule labeler, to boxes by the findings it asserts, and to fixations by their lying inside these boxes.
-All coordinates are in [0, 1] of the original image.
+order and the steps of a systematic sweep that it left out; every sentence with the findings it speaks of, the boxes of
+those it asserts, the fixations tied to it and how sure the model was of its words; all findings with probabilities; the
+anatomical regions. All coordinates are in [0, 1] of the original image.
+
+A sentence is tied to findings by the rule labeler; to boxes by what the model wrote beside it, or else by the findings
+it asserts; and to fixations in two ways, each link saying by which: the fixation lies inside one of its boxes, or the
+words of the sentence attended to it more than the other sentences' words did. An assertion counts as supported when it
+was both looked at (a fixation lies inside its boxes) and seen (the finding is probable). Attention alone supports
+nothing: it says what was in use while the words were written, not that the film shows what they say.
 """
 
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from .anatomy import REGION_NAMES
+from .anatomy import REGION_NAMES, SWEEP
 from .gaze_geometry import region_of_box, regions_of_points
-from .report_labels import FINDINGS, label_sentence, split_sentences
+from .report_labels import FINDINGS, UNCERTAIN, label_report, label_sentence, split_sentences
 
 EVIDENCE_SCHEMA = "gaze2report.evidence/1"
 # A finding this probable is listed with its place; below, the place would suggest something that was not seen.
 FINDING_THRESHOLD = 0.5
 ASSERTED = ("positive", "uncertain")
+# A sentence is tied to a fixation that its words attended to this many times as much as the report's sentences do on
+# average, and to no more than its strongest few: the average cancels the tokens that every word attends to.
+MIN_ATTENTION_WEIGHT = 1.25
+MAX_ATTENTION_LINKS = 3
 
 
 @dataclass
@@ -51,22 +60,64 @@ class WrittenReport:
         text: the report.
         token_texts: the pieces of text that the model wrote, in order; empty where unknown.
         token_log_probs: log probability of each piece.
+        fixation_attention: (number of pieces, N) attention with which each piece was written to each fixation; `None`
+            where unknown.
+        boxes: boxes that the model wrote for parts of the text: first character, end, and x0, y0, x1, y1 in [0, 1] of
+            the original image.
     """
 
     text: str
     token_texts: Sequence[str] = ()
-    token_log_probs: Sequence[float] = field(default_factory=tuple)
+    token_log_probs: Sequence[float] = ()
+    fixation_attention: np.ndarray | None = None
+    boxes: Sequence[tuple[int, int, Sequence[float]]] = ()
 
-    def confidence(self, start: int, end: int) -> float | None:
-        """Geometric mean of the probabilities of the pieces that overlap characters `start` to `end`."""
+    def pieces_within(self, start: int, end: int) -> list[int]:
+        """Indices of the pieces that overlap characters `start` to `end`; white space alone has no say."""
         written = "".join(self.token_texts)
         position = -(len(written) - len(written.lstrip()))  # the report is stripped of leading white space
         inside = []
-        for piece, log_prob in zip(self.token_texts, self.token_log_probs, strict=True):
+        for index, piece in enumerate(self.token_texts):
             if position < end and position + len(piece) > start and piece.strip():
-                inside.append(float(log_prob))
+                inside.append(index)
             position += len(piece)
+        return inside
+
+    def confidence(self, start: int, end: int) -> float | None:
+        """Geometric mean of the probabilities of the pieces that overlap characters `start` to `end`."""
+        inside = [float(self.token_log_probs[index]) for index in self.pieces_within(start, end)]
         return round(math.exp(sum(inside) / len(inside)), 4) if inside else None
+
+    def boxes_within(self, start: int, end: int) -> list[np.ndarray]:
+        """Boxes that were written for characters between `start` and `end`, each once."""
+        inside = [tuple(box) for first, last, box in self.boxes if first < end and last > start]
+        return [np.asarray(box, dtype=np.float64) for box in dict.fromkeys(inside)]
+
+
+@dataclass
+class Rereadings:
+    """What came out when the film was read again along K scanpaths drawn from the model.
+
+    Attributes:
+        finding_probabilities: (K, 14), in the order of `FINDINGS`.
+        reports: K reports.
+    """
+
+    finding_probabilities: np.ndarray
+    reports: Sequence[str]
+
+    def agreement(self, name: str, is_asserted: bool, threshold: float) -> dict[str, float]:
+        """Shares of the readings that side with an assertion, or with a denial, of a finding.
+
+        `probability`: readings whose probability lies on that side of the threshold. `report`: readings whose own text,
+        by the rule labeler, asserts the finding (perhaps with doubt), or does not.
+        """
+        probable = self.finding_probabilities[:, FINDINGS.index(name)] >= threshold
+        said = [label_report(report)[name] in (1, -1) for report in self.reports]
+        return {
+            "probability": rounded(np.mean(probable == is_asserted)),
+            "report": rounded(np.mean(np.array(said) == is_asserted)),
+        }
 
 
 def evidence_record(
@@ -78,7 +129,8 @@ def evidence_record(
     strategy: str,
     prompt: str,
     warnings: Sequence[str] = (),
-    threshold: float = FINDING_THRESHOLD,
+    threshold: float | Sequence[float] = FINDING_THRESHOLD,
+    rereadings: Rereadings | None = None,
 ) -> dict:
     """The evidence record of one report.
 
@@ -89,17 +141,24 @@ def evidence_record(
         model: name_or_path, revision and package_version of the model.
         task, strategy, prompt: how the report was asked for.
         warnings: sentences for the reader of the record.
-        threshold: probability from which a finding is listed with its place.
+        threshold: probability from which a finding counts as seen and is listed with its place; one for all, or 14.
+        rereadings: what other scanpaths led to; with it, findings say how many of them agree.
     """
     regions = dict(zip(REGION_NAMES, observation.region_boxes, strict=True))
+    thresholds = dict(zip(FINDINGS, np.broadcast_to(threshold, len(FINDINGS)).tolist(), strict=True))
+    probability = dict(zip(FINDINGS, observation.finding_probabilities.tolist(), strict=True))
     findings = [
-        finding_record(name, probability, box, regions, threshold)
-        for name, probability, box in zip(
-            FINDINGS, observation.finding_probabilities, observation.finding_boxes, strict=True
-        )
+        finding_record(name, probability[name], box, regions, thresholds[name])
+        for name, box in zip(FINDINGS, observation.finding_boxes, strict=True)
     ]
-    boxes = dict(zip(FINDINGS, observation.finding_boxes, strict=True))
-    sentences = sentence_records(report, boxes, observation.fixations)
+    sentences = sentence_records(report, observation, regions, thresholds)
+    if rereadings is not None:
+        for finding in findings:
+            name = finding["name"]
+            finding["agreement"] = rereadings.agreement(name, probability[name] >= thresholds[name], thresholds[name])
+        for finding in (finding for sentence in sentences for finding in sentence["findings"]):
+            name = finding["name"]
+            finding["agreement"] = rereadings.agreement(name, finding["status"] in ASSERTED, thresholds[name])
     return {
         "schema": EVIDENCE_SCHEMA,
         "image": image,
@@ -122,11 +181,20 @@ def evidence_record(
                 )
             ],
         },
+        "sweep": sweep_record(observation.fixations, regions),
         "report": report.text,
+        "confidence_from": {
+            "token_probability": len(report.token_log_probs) > 0,
+            "num_scanpaths": 0 if rereadings is None else len(rereadings.reports),
+        },
         "sentences": sentences,
         "findings": sorted(findings, key=lambda finding: -finding["probability"]),
         "regions": {name: rounded_box(box) for name, box in regions.items()},
-        "warnings": [*warnings, *disagreements(sentences, findings, threshold)],
+        "warnings": [
+            *warnings,
+            *disagreements(sentences, findings, thresholds),
+            *unsupported(sentences, observation.gaze_source),
+        ],
     }
 
 
@@ -141,25 +209,122 @@ def finding_record(name: str, probability: float, box: np.ndarray, regions: dict
     }
 
 
-def sentence_records(report: WrittenReport, boxes: dict[str, np.ndarray], fixations: np.ndarray) -> list[dict]:
-    """Every sentence with its findings, the boxes of those it asserts and the fixations inside these boxes."""
-    records = []
+def sentence_records(
+    report: WrittenReport, observation: Observation, regions: dict, thresholds: dict[str, float]
+) -> list[dict]:
+    """Every sentence with its findings, its boxes, the fixations tied to it and whether the film supports it."""
+    spans = []
     position = 0
     for text in split_sentences(report.text):
         start, position = find_sentence(report.text, text, position)
+        spans.append((text, start, position))
+    weights = attention_weights(report, [(start, end) for _, start, end in spans])
+    finding_boxes = dict(zip(FINDINGS, observation.finding_boxes, strict=True))
+    probability = dict(zip(FINDINGS, observation.finding_probabilities, strict=True))
+    records = []
+    for index, (text, start, end) in enumerate(spans):
         findings = label_sentence(text)
-        asserted = [boxes[finding["name"]] for finding in findings if finding["status"] in ASSERTED]
-        asserted = [box for box in asserted if has_area(box)]
+        asserted = [finding for finding in findings if finding["status"] in ASSERTED]
+        boxes = [box for box in report.boxes_within(start, end) if has_area(box)]
+        source = "text"
+        if not boxes:
+            boxes = [finding_boxes[finding["name"]] for finding in asserted]
+            boxes = [box for box in boxes if has_area(box)]
+            source = "finding"
+        links = fixation_links(observation.fixations, boxes, None if weights is None else weights[index])
+        ways = [way for link in links for way in link["by"]]
+        seen = any(
+            finding["status"] == UNCERTAIN or probability[finding["name"]] >= thresholds[finding["name"]]
+            for finding in asserted
+        )
+        looked_at = "box" in ways or observation.gaze_source == "none"
         records.append(
             {
                 "text": text,
-                "confidence": report.confidence(start, position),
+                "confidence": report.confidence(start, end),
                 "findings": findings,
-                "boxes": [rounded_box(box) for box in asserted],
-                "fixations": fixations_inside(fixations, asserted),
+                "boxes": [rounded_box(box) for box in boxes],
+                "box_sources": [source] * len(boxes),
+                "box_regions": [region_of_box(box, regions) for box in boxes],
+                "fixations": [link["fixation"] for link in links],
+                "fixation_links": links,
+                "support": next((way for way in ("box", "attention") if way in ways), "none"),
+                "supported": (seen and looked_at) if asserted else None,
             }
         )
     return records
+
+
+def attention_weights(report: WrittenReport, spans: Sequence[tuple[int, int]]) -> np.ndarray | None:
+    """Attention of each sentence to each fixation, over what the report's sentences give it on average: (S, N).
+
+    A sentence's attention is the mean over its tokens, as a share of all it gave to fixations. `None` where attention
+    is unknown, there are no fixations, or fewer than two sentences were written: alone, a sentence has no measure.
+    """
+    attention = report.fixation_attention
+    if attention is None or attention.size == 0:
+        return None
+    shares = []
+    for start, end in spans:
+        pieces = report.pieces_within(start, end)
+        row = attention[pieces].mean(axis=0) if pieces else np.zeros(attention.shape[1])
+        shares.append(row / row.sum() if row.sum() > 0 else np.full(len(row), np.nan))
+    shares = np.array(shares).reshape(len(spans), attention.shape[1])
+    known = ~np.isnan(shares).any(axis=1)
+    if known.sum() < 2:
+        return None
+    average = shares[known].mean(axis=0)
+    return np.where(average > 0, shares / np.where(average > 0, average, 1.0), np.nan)
+
+
+def attention_to_fixations(
+    token_attention: np.ndarray, fixations: np.ndarray, fixation_mask: np.ndarray, token_fixations: np.ndarray
+) -> np.ndarray:
+    """Attention to visual-gaze tokens -> attention to the fixations that they stand for.
+
+    A fixation gets what went to the slot that holds it and to the region token of the place it fell on; what went to
+    the global token is nobody's.
+
+    Args:
+        token_attention: (L, T) attention of L tokens to the T visual-gaze tokens: one global, R x R regions of the
+            square row by row, K fixation slots.
+        fixations: (N, 3) x, y in [0, 1] of the square and duration.
+        fixation_mask: (N,), true where a fixation stands.
+        token_fixations: (K,) the fixation that each slot holds, -1 for none.
+
+    Returns:
+        (L, n) for the n true fixations, in their order.
+    """
+    num_regions = token_attention.shape[1] - 1 - len(token_fixations)
+    side = math.isqrt(num_regions)
+    column, row = np.minimum((fixations[:, :2].clip(0, 1) * side).astype(int), side - 1).T
+    share = np.zeros((token_attention.shape[1], len(fixations)))
+    share[1 + row * side + column, np.arange(len(fixations))] = 1
+    slots = np.flatnonzero(token_fixations >= 0)
+    share[1 + num_regions + slots, token_fixations[slots]] = 1
+    return token_attention @ share[:, fixation_mask.astype(bool)]
+
+
+def fixation_links(fixations: np.ndarray, boxes: Sequence[np.ndarray], weights: np.ndarray | None) -> list[dict]:
+    """The fixations tied to a sentence, in their order: by lying inside a box, by attention, or by both.
+
+    Args:
+        fixations: (N, 3).
+        boxes: of the sentence.
+        weights: (N,) attention of the sentence relative to the report's average, or `None`.
+    """
+    inside = set(fixations_inside(fixations, boxes))
+    weights = np.full(len(fixations), np.nan) if weights is None else weights
+    strongest = np.argsort(-np.nan_to_num(weights), kind="stable")[:MAX_ATTENTION_LINKS]
+    attended = {int(index) for index in strongest if weights[index] >= MIN_ATTENTION_WEIGHT}
+    return [
+        {
+            "fixation": index,
+            "by": [way for way, chosen in (("box", inside), ("attention", attended)) if index in chosen],
+            "weight": None if np.isnan(weights[index]) else rounded(weights[index]),
+        }
+        for index in sorted(inside | attended)
+    ]
 
 
 def find_sentence(report: str, sentence: str, position: int) -> tuple[int, int]:
@@ -187,7 +352,7 @@ def fixations_inside(fixations: np.ndarray, boxes: Sequence[np.ndarray]) -> list
     return np.flatnonzero(inside.any(axis=1)).tolist()
 
 
-def disagreements(sentences: list[dict], findings: list[dict], threshold: float) -> list[str]:
+def disagreements(sentences: list[dict], findings: list[dict], thresholds: dict[str, float]) -> list[str]:
     """Where the text and the finding probabilities say different things: a human should look there first."""
     probability = {finding["name"]: finding["probability"] for finding in findings}
     status: dict[str, set[str]] = {}
@@ -197,11 +362,43 @@ def disagreements(sentences: list[dict], findings: list[dict], threshold: float)
     warnings = []
     for name in FINDINGS[1:]:
         said = status.get(name, set())
-        if "positive" in said and probability[name] < threshold:
+        if "positive" in said and probability[name] < thresholds[name]:
             warnings.append(f"The report asserts {name}, but its probability is only {probability[name]:.2f}.")
-        elif not said & set(ASSERTED) and probability[name] >= threshold:
+        elif not said & set(ASSERTED) and probability[name] >= thresholds[name]:
             warnings.append(f"The report does not assert {name}, but its probability is {probability[name]:.2f}.")
     return warnings
+
+
+def unsupported(sentences: list[dict], gaze_source: str) -> list[str]:
+    """Sentences that assert a finding nobody looked at. Those that nobody sees are named by [`disagreements`]."""
+    if gaze_source == "none":
+        return []
+    return [
+        f"No fixation lies where this sentence points: {sentence['text']}"
+        for sentence in sentences
+        if sentence["supported"] is not None and sentence["support"] != "box"
+    ]
+
+
+def sweep_record(fixations: np.ndarray, regions: dict[str, np.ndarray]) -> list[dict]:
+    """Which regions of each step of the ABCDEF sweep the reading visited, and which it missed.
+
+    A region is visited when a fixation lies inside its box. One without a box is on neither list. Without gaze there is
+    nothing to tell: the list is empty.
+    """
+    if not len(fixations):
+        return []
+    on_film = {name: box for name, box in regions.items() if has_area(box)}
+    visited = {name for name, box in on_film.items() if fixations_inside(fixations, [box])}
+    return [
+        {
+            "letter": step.letter,
+            "name": step.name,
+            "visited": [name for name in step.regions if name in visited],
+            "missed": [name for name in step.regions if name in on_film and name not in visited],
+        }
+        for step in SWEEP
+    ]
 
 
 def rounded(value: float) -> float:
@@ -213,4 +410,12 @@ def rounded_box(box: Sequence[float]) -> list[float]:
     return [rounded(side) for side in box]
 
 
-__all__ = ["EVIDENCE_SCHEMA", "FINDING_THRESHOLD", "Observation", "WrittenReport", "evidence_record"]
+__all__ = [
+    "EVIDENCE_SCHEMA",
+    "FINDING_THRESHOLD",
+    "Observation",
+    "Rereadings",
+    "WrittenReport",
+    "attention_to_fixations",
+    "evidence_record",
+]

@@ -10,7 +10,13 @@ import pytest
 
 from modeling_gaze2report.processing import evidence
 from modeling_gaze2report.processing.anatomy import REGION_NAMES, REGIONS
-from modeling_gaze2report.processing.evidence import Observation, WrittenReport, evidence_record
+from modeling_gaze2report.processing.evidence import (
+    Observation,
+    Rereadings,
+    WrittenReport,
+    attention_to_fixations,
+    evidence_record,
+)
 from modeling_gaze2report.processing.report_labels import FINDINGS
 
 SCHEMA = json.loads(Path(evidence.__file__).with_name("evidence.schema.json").read_text(encoding="utf-8"))
@@ -205,6 +211,214 @@ def test_a_fixation_in_two_boxes_of_a_sentence_counts_once():
     assert sentence["fixations"] == [0]
 
 
+def test_boxes_written_beside_a_sentence_are_its_boxes():
+    finding_box, written_box = [0.1, 0.1, 0.9, 0.9], (0.36, 0.42, 0.74, 0.80)
+    text = "The heart is enlarged. Possible edema."
+    report = WrittenReport(text, boxes=[(0, 22, written_box), (0, 22, written_box)])
+
+    heart, edema = record_of(report, observation(boxes={"Cardiomegaly": finding_box, "Edema": finding_box}))[
+        "sentences"
+    ]
+
+    assert (heart["boxes"], heart["box_sources"]) == ([list(written_box)], ["text"])
+    assert (edema["boxes"], edema["box_sources"]) == ([finding_box], ["finding"])
+
+
+def test_boxes_of_sentences_are_named_after_regions():
+    boxes = {"Cardiomegaly": [0.36, 0.42, 0.74, 0.80], "Pleural Effusion": [0.76, 0.70, 0.92, 0.86]}
+
+    (sentence,) = record_of("The heart is enlarged with a pleural effusion.", observation(boxes=boxes))["sentences"]
+
+    assert sentence["box_regions"] == ["cardiac silhouette", "left costophrenic angle"]
+
+
+# -- attention --------------------------------------------------------------------------------------------------------
+
+
+def test_attention_reaches_fixations_through_their_slot_and_the_place_they_fell_on():
+    # A global token, 2 x 2 regions, 2 slots; the second fixation is masked, the third has no slot.
+    fixations = np.array([[0.1, 0.9, 0.2], [0.0, 0.0, 0.0], [0.9, 0.1, 0.3]])
+    mask = np.array([True, False, True])
+    token_attention = np.array([[0.5, 0.01, 0.02, 0.04, 0.08, 0.1, 0.2]])
+
+    attention = attention_to_fixations(token_attention, fixations, mask, token_fixations=np.array([0, -1]))
+
+    # The first lies in the lower left region (0.04) and slot 0 (0.1), the third in the upper right region (0.02).
+    np.testing.assert_allclose(attention, [[0.14, 0.02]])
+
+
+def test_points_on_the_far_edges_lie_in_the_last_region():
+    attention = attention_to_fixations(
+        np.array([[0.5, 0.0, 0.0, 0.0, 0.5]]), np.array([[1.0, 1.0, 0.2]]), np.array([True]), np.zeros(0, int)
+    )
+
+    assert attention.tolist() == [[0.5]]
+
+
+def attentive(report, rows):
+    """A report whose sentences attended to the fixations as `rows` say; each sentence is one piece."""
+    texts = [report[0], *(" " + text for text in report[1:])]
+    return WrittenReport("".join(texts), texts, [0.0] * len(texts), np.array(rows))
+
+
+GLANCES = [[0.1, 0.1, 0.2], [0.5, 0.6, 0.2], [0.9, 0.9, 0.2]]
+
+
+def test_what_every_sentence_attends_to_ties_none():
+    report = attentive(["The lungs are clear.", "The heart is normal."], [[0.8, 0.1, 0.1], [0.8, 0.05, 0.15]])
+
+    sentences = record_of(report, observation(fixations=GLANCES))["sentences"]
+
+    # Over the average of 0.8, 0.075 and 0.125: 1, 1.33 and 0.8 for the first sentence; 1, 0.67 and 1.2 for the second.
+    assert [sentence["fixation_links"] for sentence in sentences] == [
+        [{"fixation": 1, "by": ["attention"], "weight": 1.3333}],
+        [],
+    ]
+    assert [sentence["fixations"] for sentence in sentences] == [[1], []]
+    assert [sentence["support"] for sentence in sentences] == ["attention", "none"]
+
+
+def test_attention_is_a_share_of_what_the_sentence_gave():
+    # The second sentence attends to fixations ten times as much, but in the same way.
+    report = attentive(["The lungs are clear.", "The heart is normal."], [[0.01, 0.02, 0.03], [0.1, 0.2, 0.3]])
+
+    sentences = record_of(report, observation(fixations=GLANCES))["sentences"]
+
+    assert [sentence["fixations"] for sentence in sentences] == [[], []]
+
+
+def test_a_link_says_both_ways():
+    heart = {"Cardiomegaly": [0.4, 0.5, 0.6, 0.7]}
+    report = attentive(["The heart is enlarged.", "The lungs are clear."], [[0.1, 0.8, 0.1], [0.4, 0.2, 0.4]])
+
+    sentence = record_of(report, observation(["Cardiomegaly"], heart, GLANCES))["sentences"][0]
+
+    assert sentence["fixation_links"] == [{"fixation": 1, "by": ["box", "attention"], "weight": 1.6}]
+    assert sentence["support"] == "box"
+
+
+def test_at_most_three_fixations_are_tied_by_attention():
+    first = [0.15, 0.16, 0.17, 0.18, 0.19, 0.05, 0.05, 0.05]
+    report = attentive(["The lungs are clear.", "The heart is normal."], [first, [0.05] * 5 + [0.25] * 3])
+
+    sentences = record_of(report, observation(fixations=[[0.5, 0.5, 0.2]] * 8))["sentences"]
+
+    assert sentences[0]["fixations"] == [2, 3, 4]
+
+
+def test_a_lone_sentence_has_no_measure_of_attention():
+    (sentence,) = record_of(attentive(["Clear."], [[0.8, 0.1, 0.1]]), observation(fixations=GLANCES))["sentences"]
+
+    assert (sentence["fixations"], sentence["support"]) == ([], "none")
+
+
+# -- support ----------------------------------------------------------------------------------------------------------
+
+HEART = {"Cardiomegaly": [0.4, 0.5, 0.6, 0.7]}
+
+
+@pytest.mark.parametrize(
+    "probable, fixations, gaze_source, expected",
+    [
+        (["Cardiomegaly"], [[0.5, 0.6, 0.2]], "predicted", True),
+        (["Cardiomegaly"], [[0.1, 0.1, 0.2]], "predicted", False),  # not looked at
+        ([], [[0.5, 0.6, 0.2]], "predicted", False),  # not seen
+        (["Cardiomegaly"], [], "none", True),
+        ([], [], "none", False),
+    ],
+)
+def test_an_assertion_is_supported_where_it_was_looked_at_and_seen(probable, fixations, gaze_source, expected):
+    seen = observation(probable, HEART, fixations, gaze_source)
+
+    (sentence,) = record_of("The heart is enlarged.", seen)["sentences"]
+
+    assert sentence["supported"] is expected
+
+
+def test_a_denial_needs_no_support():
+    (sentence,) = record_of("No pneumothorax.", observation(fixations=GLANCES))["sentences"]
+
+    assert sentence["supported"] is None
+
+
+def test_attention_alone_supports_no_assertion():
+    report = attentive(["The heart is enlarged.", "The lungs are clear."], [[0.8, 0.1, 0.1], [0.2, 0.4, 0.4]])
+
+    record = record_of(report, observation(["Cardiomegaly"], HEART, [[0.1, 0.1, 0.2]] * 3))
+
+    assert (record["sentences"][0]["support"], record["sentences"][0]["supported"]) == ("attention", False)
+    assert record["warnings"] == ["No fixation lies where this sentence points: The heart is enlarged."]
+
+
+def test_thresholds_may_differ_by_finding():
+    thresholds = [0.5] * 14
+    thresholds[FINDINGS.index("Cardiomegaly")] = 0.05
+
+    record = record_of("The heart is enlarged.", observation(boxes=HEART, fixations=GLANCES), threshold=thresholds)
+
+    assert record["sentences"][0]["supported"] is True
+    assert record["warnings"] == []
+    assert [finding["name"] for finding in record["findings"] if finding["box"]] == ["Cardiomegaly"]
+
+
+# -- sweep ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_sweep_says_what_was_visited_and_missed():
+    # On the typical film: the trachea above the mediastinum, and the right costophrenic angle below the lower zone.
+    seen = observation(fixations=[[0.5, 0.08, 0.2], [0.15, 0.83, 0.3]])
+
+    sweep = {step["letter"]: step for step in record_of("Clear.", seen)["sweep"]}
+
+    assert list(sweep) == ["A", "B", "C", "D", "E", "F"]
+    assert sweep["A"]["visited"] == ["trachea"]
+    assert sweep["A"]["missed"] == ["right hilar structures", "left hilar structures"]
+    assert (sweep["D"]["visited"], sweep["D"]["missed"]) == (["right costophrenic angle"], ["left costophrenic angle"])
+    assert sweep["C"]["visited"] == [] and sweep["E"]["missed"] == ["right clavicle", "left clavicle"]
+
+
+def test_a_region_beside_the_film_is_neither_visited_nor_missed():
+    seen = observation(fixations=[[0.5, 0.5, 0.2]])
+    seen.region_boxes = TYPICAL_REGIONS.copy()
+    seen.region_boxes[REGION_NAMES.index("trachea")] = [0.5, 0.0, 0.6, 0.0]
+
+    airway = record_of("Clear.", seen)["sweep"][0]
+
+    assert "trachea" not in airway["visited"] + airway["missed"]
+
+
+def test_without_gaze_there_is_no_sweep():
+    assert record_of("Clear.", observation(gaze_source="none"))["sweep"] == []
+
+
+# -- readings ---------------------------------------------------------------------------------------------------------
+
+
+def test_agreement_is_the_share_of_readings_on_the_same_side():
+    probabilities = np.full((4, 14), 0.1)
+    probabilities[:3, FINDINGS.index("Edema")] = 0.9
+    reports = ["Pulmonary edema.", "Possible edema.", "No edema.", "The lungs are clear."]
+    rereadings = Rereadings(probabilities, reports)
+
+    record = record_of("Pulmonary edema. No pneumothorax.", observation(["Edema"]), rereadings=rereadings)
+
+    edema, pneumothorax = (sentence["findings"][0] for sentence in record["sentences"])
+    assert edema["agreement"] == {"probability": 0.75, "report": 0.5}
+    assert pneumothorax["agreement"] == {"probability": 1.0, "report": 1.0}
+    assert {finding["name"]: finding["agreement"] for finding in record["findings"]}["Edema"] == {
+        "probability": 0.75,
+        "report": 0.5,
+    }
+    assert record["confidence_from"] == {"token_probability": False, "num_scanpaths": 4}
+
+
+def test_without_other_readings_nothing_agrees():
+    record = record_of("Pulmonary edema.")
+
+    assert "agreement" not in record["sentences"][0]["findings"][0]
+    assert record["confidence_from"]["num_scanpaths"] == 0
+
+
 # -- confidence -------------------------------------------------------------------------------------------------------
 
 
@@ -273,13 +487,13 @@ def test_a_probable_finding_that_the_text_denies_or_omits_is_pointed_out():
 
 
 def test_an_improbable_finding_that_the_text_asserts_is_pointed_out():
-    warnings = record_of("There is a pneumothorax.")["warnings"]
+    warnings = record_of("There is a pneumothorax.", observation(fixations=[[0.5, 0.5, 0.2]]))["warnings"]
 
     assert warnings == ["The report asserts Pneumothorax, but its probability is only 0.10."]
 
 
 def test_agreement_and_doubt_are_no_disagreement():
-    seen = observation(["Pleural Effusion", "Pneumonia", "No Finding"])
+    seen = observation(["Pleural Effusion", "Pneumonia", "No Finding"], fixations=[[0.5, 0.5, 0.2]])
 
     record = record_of("There is a pleural effusion. Possible pneumonia. Possible edema. No pneumothorax.", seen)
 
@@ -287,6 +501,6 @@ def test_agreement_and_doubt_are_no_disagreement():
 
 
 def test_a_finding_asserted_once_and_denied_elsewhere_counts_as_asserted():
-    seen = observation(["Pleural Effusion"])
+    seen = observation(["Pleural Effusion"], fixations=[[0.5, 0.5, 0.2]])
 
     assert record_of("Left pleural effusion. No right pleural effusion.", seen)["warnings"] == []
