@@ -36,14 +36,27 @@ from .evidence import (
     evidence_record,
 )
 from .gaze_geometry import boxes_to_image, boxes_to_square, check_gaze, points_to_image, points_to_square
+from .grounding import (
+    GroundedText,
+    Looking,
+    box_text,
+    pieces_without_marks,
+    read_grounded_text,
+    read_looking,
+    read_order,
+)
 from .image_processing_gaze2report import load_film
 from .overlay import draw_overlay
 from .prompts import DEFAULT_CHAT_TEMPLATE, INSTRUCTIONS, WORD_JOINER, RenderedPrompt
+from .report_labels import FINDINGS
+from .structured import Keyword, keywords_of_film, keywords_text, region_boxes_by_name, side_of_map, template_report
 
 logger = logging.get_logger(__name__)
 
 # Tokens before a token that settle how it is decoded: no character takes more.
 DECODING_CONTEXT = 8
+# Tokens kept free for an answer when the length of a prompt is checked.
+ANSWER_TOKENS = 128
 GAZE_SOURCES = ("none", "predicted", "recorded")
 
 
@@ -58,6 +71,9 @@ class Gaze2ReportProcessor(ProcessorMixin):
         num_visual_gaze_tokens=66,
         max_fixations=50,
         finding_threshold=FINDING_THRESHOLD,
+        finding_thresholds=None,
+        finding_temperatures=None,
+        max_context_tokens=512,
         **kwargs,
     ):
         r"""
@@ -70,6 +86,14 @@ class Gaze2ReportProcessor(ProcessorMixin):
             kept, in their order.
         finding_threshold (`float`, *optional*, defaults to 0.5):
             Probability from which the evidence places a finding.
+        finding_thresholds (`list[float]`, *optional*):
+            Probability from which each of the 14 findings counts as seen, in the order of `FINDINGS`; chosen on
+            validation data. Left out, `finding_threshold` holds for all.
+        finding_temperatures (`list[float]`, *optional*):
+            What the logit of each of the 14 findings is divided by before it becomes a probability; fitted on
+            validation data. Left out, 1 for all.
+        max_context_tokens (`int`, *optional*, defaults to 512):
+            Longest sequence of the language model, in tokens: film, prompt and answer together.
         """
         self.image_token = image_token
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
@@ -82,6 +106,14 @@ class Gaze2ReportProcessor(ProcessorMixin):
         self.num_visual_gaze_tokens = num_visual_gaze_tokens
         self.max_fixations = max_fixations
         self.finding_threshold = finding_threshold
+        for name, values in {
+            "finding_thresholds": finding_thresholds,
+            "finding_temperatures": finding_temperatures,
+        }.items():
+            if values is not None and (len(values) != len(FINDINGS) or min(values) <= 0):
+                raise ValueError(f"{name} must be {len(FINDINGS)} numbers above 0, one for each finding, not {values}.")
+            setattr(self, name, None if values is None else [float(value) for value in values])
+        self.max_context_tokens = max_context_tokens
         super().__init__(image_processor, tokenizer, chat_template=chat_template or DEFAULT_CHAT_TEMPLATE)
 
     @property
@@ -175,6 +207,86 @@ class Gaze2ReportProcessor(ProcessorMixin):
             for one, study in zip(texts, studies, strict=True)
         ]
         return self.apply_chat_template(conversations, add_generation_prompt=True)
+
+    def task_prompt(
+        self,
+        task: str,
+        question: str | None = None,
+        phrase: str | None = None,
+        box: Sequence[float] | None = None,
+        findings: Sequence[Keyword | dict] | None = None,
+        film=None,
+        count: int | None = None,
+    ) -> str:
+        """The user's turn for a task, to be given to the processor as `text`.
+
+        Args:
+            task: one of `INSTRUCTIONS`.
+            question: what is asked ("ask").
+            phrase: what is looked for ("ground").
+            box: x0, y0, x1, y1 in [0, 1] of the original image ("describe").
+            findings: keywords ("structured"), as `post_process_findings` gives them.
+            film: the film that `box` lies on.
+            count: number of shuffled parts ("order").
+
+        Raises:
+            InputError: an unknown task; something that the task needs is missing, empty or no box; a question or phrase
+                that does not fit into the language model's context.
+        """
+        if task not in INSTRUCTIONS:
+            raise InputError(f"There is no task {task!r}; the tasks are {', '.join(INSTRUCTIONS)}.")
+        values = {}
+        if task == "ask":
+            values["question"] = self.user_text("question", question)
+        elif task == "ground":
+            values["phrase"] = self.user_text("phrase", phrase)
+        elif task == "describe":
+            values["box"] = box_text(self.box_in_square(box, film))
+        elif task == "structured":
+            if findings is None:
+                raise InputError("The task 'structured' needs findings; an empty list says that there are none.")
+            values["findings"] = keywords_text(
+                [one if isinstance(one, Keyword) else Keyword(**one) for one in findings]
+            )
+        elif task == "order":
+            if count is None or count < 2:
+                raise InputError(f"The task 'order' needs the count of parts, at least 2, not {count}.")
+            values["count"] = count
+        return INSTRUCTIONS[task].format(**values)
+
+    def user_text(self, name: str, text: str | None) -> str:
+        """A question or phrase of a user on one line, after checking that it is there and not too long."""
+        if not isinstance(text, str) or not text.strip():
+            raise InputError(f"The {name} is empty: write at least a word.")
+        text = " ".join(text.split())
+        instruction = max(len(self.tokenizer.tokenize(one)) for one in INSTRUCTIONS.values())
+        limit = self.max_context_tokens - self.num_visual_gaze_tokens - ANSWER_TOKENS - instruction
+        # No token is longer than a few hundred characters: what is far too long is not even counted.
+        length = len(self.tokenizer.tokenize(self.harmless_text(text[: 512 * limit])))
+        if length > limit:
+            raise InputError(
+                f"The {name} takes {length} tokens; at most {limit} fit beside the film and the answer into the "
+                f"language model's context of {self.max_context_tokens} tokens. Shorten it."
+            )
+        return text
+
+    def box_in_square(self, box: Sequence[float] | None, film) -> np.ndarray:
+        """A user's box in [0, 1] of the square that the model sees."""
+        if film is None:
+            raise InputError("A box needs the film that it lies on: give both.")
+        try:
+            corners = np.asarray(box, dtype=np.float64)
+        except (TypeError, ValueError):
+            corners = np.zeros(0)
+        if corners.shape != (4,) or not np.isfinite(corners).all():
+            raise InputError(f"The box must be four numbers x0, y0, x1, y1 in [0, 1] of the original image, not {box}.")
+        x0, y0, x1, y1 = corners
+        if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
+            raise InputError(
+                f"The box {corners.tolist()} must have x0 < x1 and y0 < y1, all in [0, 1] of the original image."
+            )
+        film = load_film(film)
+        return boxes_to_square(corners, (film.height, film.width), self.image_processor.size["height"])
 
     def check_placeholders(self, prompts: Sequence[str], num_images: int) -> None:
         num_places = sum(prompt.count(self.image_token) for prompt in prompts)
@@ -349,7 +461,7 @@ class Gaze2ReportProcessor(ProcessorMixin):
         side = self.image_processor.size["height"]
         scanpaths = self.post_process_scanpath(image_features.fixations, image_features.fixation_mask, image_sizes)
         findings = image_features.findings
-        probabilities = as_numpy(findings.logits.float().sigmoid())
+        probabilities = self.finding_probabilities(findings.logits)
         return [
             Observation(
                 gaze_source=GAZE_SOURCES[int(image_features.gaze_source[index])],
@@ -360,6 +472,101 @@ class Gaze2ReportProcessor(ProcessorMixin):
             )
             for index, (scanpath, size) in enumerate(zip(scanpaths, image_sizes, strict=True))
         ]
+
+    def finding_probabilities(self, logits) -> np.ndarray:
+        """Calibrated probabilities of the findings. Shapes: (B, 14) -> (B, 14)."""
+        temperatures = np.ones(len(FINDINGS)) if self.finding_temperatures is None else self.finding_temperatures
+        return (1 / (1 + np.exp(-as_numpy(logits).astype(np.float64) / temperatures))).astype(np.float32)
+
+    @property
+    def thresholds(self) -> list[float]:
+        """The probability from which each finding counts as seen, in the order of `FINDINGS`."""
+        return self.finding_thresholds or [self.finding_threshold] * len(FINDINGS)
+
+    def post_process_findings(self, image_features, image_sizes) -> list[list[Keyword]]:
+        """The findings that were seen on each film, as keywords with certainty, severity, region and side.
+
+        Args:
+            image_features: output of the model's `get_image_features`.
+            image_sizes: (B, 2) height and width of each original image in pixels.
+        """
+        maps = as_numpy(image_features.findings.maps)
+        lungs = as_numpy(image_features.findings.region_boxes)
+        keywords = []
+        for index, observation in enumerate(self.post_process_observation(image_features, image_sizes)):
+            in_square = region_boxes_by_name(lungs[index])
+            keywords.append(
+                keywords_of_film(
+                    observation.finding_probabilities,
+                    self.thresholds,
+                    observation.finding_boxes,
+                    [side_of_map(attention, in_square) for attention in maps[index]],
+                    region_boxes_by_name(observation.region_boxes),
+                )
+            )
+        return keywords
+
+    def parse_grounded(self, text: str) -> list[tuple[str, list[tuple[float, float, float, float]]]]:
+        """Sentences with the boxes that the model wrote behind them, in [0, 1] of the square; never raises.
+
+        Boxes that belong to no sentence come first, with an empty one.
+        """
+        grounded = read_grounded_text(text)
+        pairs = list(zip(grounded.sentences, grounded.boxes, strict=True))
+        return [("", grounded.loose_boxes), *pairs] if grounded.loose_boxes else pairs
+
+    def post_process_grounding(self, texts: Sequence[str], films) -> list[GroundedText]:
+        """Texts with boxes as `text`, `sentences`, `boxes` per sentence and `loose_boxes`, in [0, 1] of each film.
+
+        Args:
+            texts: what the model wrote, as `batch_decode_report` gives it.
+            films: the film of each text, as it was given to the processor.
+        """
+        results = []
+        for text, film in zip(texts, films, strict=True):
+            grounded, film = read_grounded_text(text), load_film(film)
+            results.append(
+                GroundedText(
+                    grounded.text,
+                    grounded.sentences,
+                    [self.written_boxes(boxes, film) for boxes in grounded.boxes],
+                    self.written_boxes(grounded.loose_boxes, film),
+                )
+            )
+        return results
+
+    def post_process_looking(self, texts: Sequence[str], films) -> list[Looking]:
+        """What each text of the task "observe" says: sentence, clue boxes and observation box, in [0, 1] of each film.
+
+        Args:
+            texts: what the model wrote, as `batch_decode_report` gives it.
+            films: the film of each text, as it was given to the processor.
+        """
+        results = []
+        for text, film in zip(texts, films, strict=True):
+            looking, film = read_looking(text), load_film(film)
+            seen = self.written_boxes([looking.observation_box], film) if looking.observation_box else []
+            clues = self.written_boxes(looking.clue_boxes, film)
+            results.append(Looking(looking.sentence, clues, seen[0] if seen else None))
+        return results
+
+    def written_boxes(self, boxes: Sequence, film) -> list[tuple[float, float, float, float]]:
+        """Boxes of the square on a film, without those that lie beside it."""
+        if not boxes:
+            return []
+        side = self.image_processor.size["height"]
+        moved = self.boxes_on_film(np.array(boxes), (film.height, film.width), side)
+        return [tuple(box.tolist()) for box in moved if box[0] < box[2] and box[1] < box[3]]
+
+    def post_process_order(self, texts: Sequence[str], counts: Sequence[int]) -> list[list[int] | None]:
+        """The order that each text gives for its parts, as indices from 0 of the parts as they were shown, the one
+        looked at first in front; `None` where a text is no order.
+        """
+        return [read_order(text, count) for text, count in zip(texts, counts, strict=True)]
+
+    def template_report(self, keywords: Sequence[Keyword]) -> str:
+        """The deterministic report of keywords, without the language model."""
+        return template_report(keywords)
 
     def boxes_on_film(self, boxes, image_size, side: int) -> np.ndarray:
         return boxes_to_image(as_numpy(boxes).astype(np.float64), image_size, side).clip(0, 1)
@@ -375,9 +582,12 @@ class Gaze2ReportProcessor(ProcessorMixin):
         model: dict | None = None,
         task: str = "report",
         strategy: str = "direct",
-        prompt: str = INSTRUCTIONS["report"],
+        prompt: str | Sequence[str] = INSTRUCTIONS["report"],
     ) -> list[dict]:
-        """Evidence records, schema `gaze2report.evidence/1`, of reports on one film each.
+        """Evidence records, schema `gaze2report.evidence/1`, of reports or answers on one film each.
+
+        Boxes that the model wrote into its text (strategy "grounded") become the boxes of their sentences and leave
+        the text.
 
         Args:
             sequences: (B, L) generated token ids.
@@ -389,7 +599,7 @@ class Gaze2ReportProcessor(ProcessorMixin):
                 tokens of its film; without, sentences are tied to fixations by boxes alone.
             rereadings: per film what other scanpaths led to; without, findings do not say how many readings agree.
             model: `name_or_path`, `revision` and `package_version` of the model.
-            task, strategy, prompt: how the reports were asked for.
+            task, strategy, prompt: how the reports were asked for; one prompt for all or one for each.
 
         Raises:
             InputError: the numbers of reports, images and features differ.
@@ -402,9 +612,11 @@ class Gaze2ReportProcessor(ProcessorMixin):
                 "were given; evidence needs one film per report."
             )
         observations = self.post_process_observation(image_features, [(film.height, film.width) for film in films])
+        prompts = [prompt] * len(films) if isinstance(prompt, str) else list(prompt)
+        grounded = self.post_process_grounding(reports, films)
         records = []
-        for index, (text, film, observation) in enumerate(zip(reports, films, observations, strict=True)):
-            report = WrittenReport(text)
+        for index, (text, film, observation) in enumerate(zip(grounded, films, observations, strict=True)):
+            report = WrittenReport(text.text)
             if token_log_probs is not None:
                 attention = None
                 if token_attention is not None:
@@ -414,7 +626,8 @@ class Gaze2ReportProcessor(ProcessorMixin):
                         as_numpy(image_features.fixation_mask[index]),
                         as_numpy(image_features.token_fixations[index]),
                     )
-                report = self.written_report(text, sequences[index], token_log_probs[index], attention)
+                report = self.written_report(text.text, sequences[index], token_log_probs[index], attention)
+            report.sentence_boxes = text.boxes
             records.append(
                 evidence_record(
                     report,
@@ -423,7 +636,7 @@ class Gaze2ReportProcessor(ProcessorMixin):
                     model=model or {"name_or_path": None, "revision": None, "package_version": None},
                     task=task,
                     strategy=strategy,
-                    prompt=prompt,
+                    prompt=prompts[index],
                     warnings=film.warnings,
                     threshold=self.finding_threshold,
                     rereadings=None if rereadings is None else rereadings[index],
@@ -450,7 +663,7 @@ class Gaze2ReportProcessor(ProcessorMixin):
             before, after = self.tokenizer.decode(ids[start:end]), self.tokenizer.decode(ids[start : end + 1])
             pieces.append(after[len(before) :])
         attention = None if fixation_attention is None else fixation_attention[kept]
-        return WrittenReport(text, pieces, [log_probs[index] for index in kept], attention)
+        return WrittenReport(text, pieces_without_marks(pieces), [log_probs[index] for index in kept], attention)
 
     def draw_evidence(self, record: dict, image):
         """The film with the record's fixations, heat map and boxes, as `PIL.Image.Image`."""
