@@ -248,7 +248,7 @@ def keyword_text(keyword: Keyword) -> str:
 
 # Findings in the order of an ABCDEF reading (airway and mediastinum, breathing, circulation, pleura at the diaphragm,
 # external), each with what it is called and whether it is one thing ("a") or a state.
-_NOUNS: dict[str, tuple[str, str]] = {
+FINDING_NOUNS: dict[str, tuple[str, str]] = {
     "Enlarged Cardiomediastinum": ("", "widening of the mediastinum"),
     "Lung Opacity": ("an", "opacity"),
     "Consolidation": ("", "consolidation"),
@@ -277,7 +277,7 @@ def template_report(keywords: Sequence[Keyword]) -> str:
     """
     by_finding = {keyword.finding: keyword for keyword in keywords}
     sentences = []
-    for finding in _NOUNS:
+    for finding in FINDING_NOUNS:
         if finding in by_finding:
             sentences.append(template_sentence(by_finding[finding]))
         elif finding == "Edema" and not set(LUNG_FINDINGS) & set(by_finding):
@@ -286,13 +286,13 @@ def template_report(keywords: Sequence[Keyword]) -> str:
             sentences.append("The heart size is normal.")
     absent = [name for name in ("Pleural Effusion", "Pneumothorax") if name not in by_finding]
     if absent:
-        sentences.append(f"No {' or '.join(_NOUNS[name][1] for name in absent)}.")
+        sentences.append(f"No {' or '.join(FINDING_NOUNS[name][1] for name in absent)}.")
     return " ".join(sentences)
 
 
 def template_sentence(keyword: Keyword) -> str:
     """One keyword as a sentence."""
-    article, noun = _NOUNS[keyword.finding]
+    article, noun = FINDING_NOUNS[keyword.finding]
     place = ""
     if keyword.finding not in _WITHOUT_PLACE:
         is_plural = keyword.side == "bilateral" and noun in _PLURALS
@@ -325,6 +325,7 @@ def region_boxes_by_name(boxes: Sequence[Sequence[float] | None]) -> dict[str, S
 
 
 __all__ = [
+    "FINDING_NOUNS",
     "MAX_KEYWORDS",
     "Keyword",
     "confidence_word",
