@@ -62,15 +62,15 @@ class WrittenReport:
         token_log_probs: log probability of each piece.
         fixation_attention: (number of pieces, N) attention with which each piece was written to each fixation; `None`
             where unknown.
-        boxes: boxes that the model wrote for parts of the text: first character, end, and x0, y0, x1, y1 in [0, 1] of
-            the original image.
+        sentence_boxes: for each sentence that `split_sentences` finds in the text, the boxes that the model wrote for
+            it: x0, y0, x1, y1 in [0, 1] of the original image. Empty where it wrote none at all.
     """
 
     text: str
     token_texts: Sequence[str] = ()
     token_log_probs: Sequence[float] = ()
     fixation_attention: np.ndarray | None = None
-    boxes: Sequence[tuple[int, int, Sequence[float]]] = ()
+    sentence_boxes: Sequence[Sequence] = ()
 
     def pieces_within(self, start: int, end: int) -> list[int]:
         """Indices of the pieces that overlap characters `start` to `end`; white space alone has no say."""
@@ -87,11 +87,6 @@ class WrittenReport:
         """Geometric mean of the probabilities of the pieces that overlap characters `start` to `end`."""
         inside = [float(self.token_log_probs[index]) for index in self.pieces_within(start, end)]
         return round(math.exp(sum(inside) / len(inside)), 4) if inside else None
-
-    def boxes_within(self, start: int, end: int) -> list[np.ndarray]:
-        """Boxes that were written for characters between `start` and `end`, each once."""
-        inside = [tuple(box) for first, last, box in self.boxes if first < end and last > start]
-        return [np.asarray(box, dtype=np.float64) for box in dict.fromkeys(inside)]
 
 
 @dataclass
@@ -225,7 +220,7 @@ def sentence_records(
     for index, (text, start, end) in enumerate(spans):
         findings = label_sentence(text)
         asserted = [finding for finding in findings if finding["status"] in ASSERTED]
-        boxes = [box for box in report.boxes_within(start, end) if has_area(box)]
+        boxes = [box for box in (report.sentence_boxes[index] if report.sentence_boxes else ()) if has_area(box)]
         source = "text"
         if not boxes:
             boxes = [finding_boxes[finding["name"]] for finding in asserted]

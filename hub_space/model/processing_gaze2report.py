@@ -638,7 +638,7 @@ class Gaze2ReportProcessor(ProcessorMixin):
                     strategy=strategy,
                     prompt=prompts[index],
                     warnings=film.warnings,
-                    threshold=self.finding_threshold,
+                    threshold=self.thresholds,
                     rereadings=None if rereadings is None else rereadings[index],
                 )
             )

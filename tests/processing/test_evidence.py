@@ -214,7 +214,7 @@ def test_a_fixation_in_two_boxes_of_a_sentence_counts_once():
 def test_boxes_written_beside_a_sentence_are_its_boxes():
     finding_box, written_box = [0.1, 0.1, 0.9, 0.9], (0.36, 0.42, 0.74, 0.80)
     text = "The heart is enlarged. Possible edema."
-    report = WrittenReport(text, boxes=[(0, 22, written_box), (0, 22, written_box)])
+    report = WrittenReport(text, sentence_boxes=[[written_box], []])
 
     heart, edema = record_of(report, observation(boxes={"Cardiomegaly": finding_box, "Edema": finding_box}))[
         "sentences"
