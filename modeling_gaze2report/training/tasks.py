@@ -302,8 +302,8 @@ def clue_boxes(gaze: np.ndarray) -> list[list[float]]:
 def observation_box(gaze: np.ndarray) -> list[float]:
     """The box of what was looked at longest: the warm part of the heat map around its maximum.
 
-    Warm is a cell with at least half of the maximum. GazeX takes the extent of the warmest fifth of the whole map; where
-    two distant places were looked at, that is a box around everything between them.
+    Warm is a cell with at least half of the maximum. GazeX takes the extent of the warmest fifth of the whole map:
+    where two distant places were looked at, that is a box around everything between them.
 
     Shapes: gaze (N, 3) -> x0, y0, x1, y1 in [0, 1].
     """
