@@ -18,10 +18,10 @@ source; the layer is PyTorch Geometric's `TransformerConv` (Shi et al. 2021, arX
 
     score_ij = (q_i . (k_j + W_e e_ij)) / sqrt(d)        message_i = sum_j softmax_j(score_ij) (v_j + W_e e_ij)
 
-`graph_implementation="pyg"` runs that layer on the list of edges. `"dense"`, the default, runs the same weights as
-masked attention over all pairs. It rests on two observations: q_i . W_e e_ij = (W_e^T q_i) . e_ij, so that no tensor of
-size edges x width is made; and five of the 14 numbers are differences of node attributes, so that their part of the
-score is a product of two thin matrices. Only the nine relation numbers need a matrix each, and none holds the width.
+`graph_implementation="pyg"` runs that layer on the list of edges. `"dense"`, the default, runs the same weights on
+tables of static shape: every node has a row of sources, padded to the longest row of its kind. It rests on two
+observations: q_i . W_e e_ij = (W_e^T q_i) . e_ij and sum_j a_ij W_e e_ij = W_e sum_j a_ij e_ij, so that no key and no
+value is ever copied to an edge. The products q_i . k_j are made for all pairs, which is faster than for chosen ones.
 
 The graph, its edges and the readout are ours; adding the heat map to the patches follows GazeGNN (WACV 2024) and the
 gaze-directed neighbours follow GD-ViG (MICCAI 2024, arXiv 2406.14050).
@@ -72,19 +72,39 @@ NODE_TYPES = ("global", "patch", "fixation")
 
 
 @dataclass
+class Gaze2ReportNeighbors:
+    """Whom some of the nodes listen to, one row of sources per node.
+
+    Attributes:
+        source (`torch.Tensor` of shape `(B, R, S)`): index of each source among all nodes.
+        mask (`torch.Tensor` of shape `(B, R, S)`): true where there is an edge; a row is padded at will elsewhere.
+        edge_attr (`torch.Tensor` of shape `(B, R, S, 14)`): the numbers of `EDGE_ATTRIBUTES`.
+    """
+
+    source: torch.Tensor
+    mask: torch.Tensor
+    edge_attr: torch.Tensor
+
+
+@dataclass
 class Gaze2ReportGraph:
     """The graphs of a batch of films; nodes stand in the order global, patches, fixations.
 
     Attributes:
-        attributes (`torch.Tensor` of shape `(B, V, 4)`): x, y in [0, 1] of the square, log duration (0 for other nodes
-            than fixations) and order / N (likewise).
-        relations (`torch.Tensor` of shape `(B, V, 9, V)`): the numbers of `RELATIONS` from source (last) to target.
-        adjacency (`torch.Tensor` of shape `(B, V, V)`): true where an edge leads from source (last) to target.
+        neighbors (`tuple[Gaze2ReportNeighbors]`): rows of the nodes in their order, in as many tables as rows differ in
+            length: the global node, the patches, the fixations.
     """
 
-    attributes: torch.Tensor
-    relations: torch.Tensor
-    adjacency: torch.Tensor
+    neighbors: tuple[Gaze2ReportNeighbors, ...]
+
+    def of_film(self, film: int) -> "Gaze2ReportGraph":
+        alone = slice(film, film + 1)
+        return Gaze2ReportGraph(
+            tuple(
+                Gaze2ReportNeighbors(table.source[alone], table.mask[alone], table.edge_attr[alone])
+                for table in self.neighbors
+            )
+        )
 
     def edges(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The same graphs as one list of edges over nodes numbered through the batch.
@@ -92,13 +112,14 @@ class Gaze2ReportGraph:
         Returns:
             edge_index (2, E) long, source and target; edge_attr (E, 14), the numbers of `EDGE_ATTRIBUTES`.
         """
-        film, target, source = self.adjacency.nonzero(as_tuple=True)
-        difference = self.attributes[film, source] - self.attributes[film, target]  # (E, 4)
-        squared_distance = difference[:, :2].square().sum(-1, keepdim=True)
-        relation = self.relations[film, target, :, source]  # (E, 9)
-        edge_attr = torch.cat((difference[:, :2], squared_distance, difference[:, 2:], relation), dim=-1)
-        num_nodes = self.attributes.shape[1]
-        return torch.stack((film * num_nodes + source, film * num_nodes + target)), edge_attr
+        num_nodes = sum(table.source.shape[1] for table in self.neighbors)
+        indices, attributes, first = [], [], 0
+        for table in self.neighbors:
+            film, row, slot = table.mask.nonzero(as_tuple=True)
+            indices.append(film * num_nodes + torch.stack((table.source[film, row, slot], first + row)))
+            attributes.append(table.edge_attr[film, row, slot])
+            first += table.source.shape[1]
+        return torch.cat(indices, dim=1), torch.cat(attributes)
 
 
 @auto_docstring(
@@ -125,6 +146,13 @@ class Gaze2ReportFusionOutput(ModelOutput):
     global_state: torch.FloatTensor | None = None
     readout_attention: torch.FloatTensor | None = None
     heat_map: torch.FloatTensor | None = None
+
+
+def empty_relations(source: torch.Tensor, mask: torch.Tensor) -> tuple[Gaze2ReportNeighbors, dict[str, torch.Tensor]]:
+    """A table without any numbers, and a view (B, R, S) of the place of each relation, to be filled."""
+    edge_attr = torch.zeros(*source.shape, len(EDGE_ATTRIBUTES), device=source.device)
+    views = edge_attr[..., len(NODE_DIFFERENCES) :].unbind(-1)
+    return Gaze2ReportNeighbors(source, mask, edge_attr), dict(zip(RELATIONS, views, strict=True))
 
 
 class Gaze2ReportGraphAttention(nn.Module):
@@ -168,57 +196,41 @@ class Gaze2ReportGraphAttention(nn.Module):
         return message.unflatten(0, (batch_size, num_nodes)), attention.unflatten(0, (batch_size, num_nodes))
 
     def attend_dense(self, states: torch.Tensor, graph: Gaze2ReportGraph) -> tuple[torch.Tensor, torch.Tensor]:
+        batch_size, num_nodes = states.shape[:2]
         heads = (self.num_heads, self.head_size)
-        queries = self.conv.lin_query(states).unflatten(-1, heads).transpose(1, 2)  # (B, H, V, d)
-        keys = self.conv.lin_key(states).unflatten(-1, heads).transpose(1, 2)
-        values = self.conv.lin_value(states).unflatten(-1, heads).transpose(1, 2)
+        queries = (self.conv.lin_query(states) / math.sqrt(self.head_size)).unflatten(-1, heads)  # (B, V, H, d)
+        keys = self.conv.lin_key(states).unflatten(-1, heads).permute(0, 2, 3, 1)  # (B, H, d, V)
+        values = self.conv.lin_value(states).view(-1, self.head_size)  # (B * V * H, d)
         edge_weight = self.conv.lin_edge.weight.unflatten(0, heads)  # (H, d, 14)
-        attributes = graph.attributes.to(states.dtype)
-        relations = graph.relations.to(states.dtype)
-
         # How much each query cares for each of the 14 numbers: W_e^T q_i.
-        care = queries @ edge_weight  # (B, H, V, 14)
-        care_dx, care_dy, care_distance, care_duration, care_order = care[..., :5].unbind(-1)
-        care_relations = care[..., 5:]  # (B, H, V, 9)
+        care = torch.einsum("bvhd,hde->bvhe", queries, edge_weight)  # (B, V, H, 14)
+        film = torch.arange(batch_size, device=states.device).view(-1, 1, 1, 1)
+        head = torch.arange(self.num_heads, device=states.device).view(-1, 1)
 
-        # A difference a_j - a_i adds care * a_j to the score; what depends on the target alone cancels in the softmax.
-        # The squared distance is |p_j|^2 - 2 p_i . p_j + |p_i|^2.
-        x, y = attributes[..., 0].unsqueeze(1), attributes[..., 1].unsqueeze(1)  # (B, 1, V)
-        squared_norm = attributes[..., :2].square().sum(-1, keepdim=True)  # (B, V, 1)
-        of_source = torch.cat((attributes, squared_norm), dim=-1)  # (B, V, 5): x, y, log duration, order, |p|^2
-        of_target = torch.stack(
-            (
-                care_dx - 2 * care_distance * x,
-                care_dy - 2 * care_distance * y,
-                care_duration,
-                care_order,
-                care_distance,
-            ),
-            dim=-1,
-        )  # (B, H, V, 5)
-        source_keys = torch.cat((keys, of_source.unsqueeze(1).expand(-1, self.num_heads, -1, -1)), dim=-1)
-        scores = torch.cat((queries, of_target), dim=-1) @ source_keys.transpose(-1, -2)  # (B, H, V, V)
-        scores = scores + (care_relations.transpose(1, 2) @ relations).transpose(1, 2)
-        scores = scores / math.sqrt(self.head_size)
-        scores = scores.masked_fill(~graph.adjacency.unsqueeze(1), torch.finfo(scores.dtype).min)
-        alpha = scores.softmax(-1)
-
-        mean_source = alpha @ of_source.unsqueeze(1)  # (B, H, V, 5): the mean source attribute of every target
-        mean_x, mean_y, mean_duration, mean_order, mean_norm = mean_source.unbind(-1)
-        mean_edge = torch.stack(
-            (
-                mean_x - x,
-                mean_y - y,
-                mean_norm - 2 * (x * mean_x + y * mean_y) + squared_norm.transpose(1, 2),
-                mean_duration - attributes[..., 2].unsqueeze(1),
-                mean_order - attributes[..., 3].unsqueeze(1),
-            ),
-            dim=-1,
-        )
-        mean_relation = (alpha.transpose(1, 2) @ relations.transpose(-1, -2)).transpose(1, 2)  # (B, H, V, 9)
-        mean_edge = torch.cat((mean_edge, mean_relation), dim=-1)  # (B, H, V, 14)
-        message = alpha @ values + mean_edge @ edge_weight.transpose(-1, -2)
-        return message.transpose(1, 2).flatten(2), alpha[:, :, 0].mean(1)
+        messages, mean_edges, first = [], [], 0
+        for table in graph.neighbors:
+            num_rows = table.source.shape[1]
+            rows = slice(first, first + num_rows)
+            first += num_rows
+            edge_attr = table.edge_attr.to(states.dtype)
+            scores = queries[:, rows].transpose(1, 2) @ keys  # (B, H, R, V)
+            scores = scores.gather(-1, table.source.unsqueeze(1).expand(-1, self.num_heads, -1, -1)).transpose(1, 2)
+            scores = scores + care[:, rows] @ edge_attr.transpose(-1, -2)  # (B, R, H, S)
+            scores = scores.masked_fill(~table.mask.unsqueeze(2), torch.finfo(scores.dtype).min)
+            alpha = scores.softmax(-1)
+            # Sums the sources' values by weight without a copy of them per edge; its "bags" are a row of one head.
+            bags = (film * num_nodes + table.source.unsqueeze(2)) * self.num_heads + head  # (B, R, H, S)
+            messages.append(
+                F.embedding_bag(bags.flatten(0, 2), values, mode="sum", per_sample_weights=alpha.flatten(0, 2)).view(
+                    batch_size, num_rows, *heads
+                )
+            )
+            mean_edges.append(alpha @ edge_attr)  # (B, R, H, 14)
+            if rows.start == 0:
+                attention = alpha[:, 0].mean(1)  # the global node listens to all nodes in their order
+        message = torch.cat(messages, dim=1)
+        message = message + torch.einsum("bvhe,hde->bvhd", torch.cat(mean_edges, dim=1), edge_weight)
+        return message.flatten(2), attention
 
 
 class Gaze2ReportFusionMLP(nn.Module):
@@ -274,6 +286,27 @@ class Gaze2ReportRegionPooling(nn.Module):
         return logits.softmax(-1) @ states
 
 
+class Gaze2ReportGridNeighbors(nn.Module):
+    """The cells that share a side with each cell, and which of the four there are. Returns (P, 4) long, (P, 4) bool."""
+
+    def __init__(self, grid_size: int):
+        super().__init__()
+        self.grid_size = grid_size
+        source, mask = self.compute()
+        self.source = nn.Buffer(source, persistent=False)
+        self.mask = nn.Buffer(mask, persistent=False)
+
+    def compute(self) -> tuple[torch.Tensor, torch.Tensor]:
+        cell = torch.arange(self.grid_size**2).unsqueeze(1)
+        row = cell // self.grid_size + torch.tensor([-1, 0, 0, 1])
+        column = cell % self.grid_size + torch.tensor([0, -1, 1, 0])
+        mask = (row >= 0) & (row < self.grid_size) & (column >= 0) & (column < self.grid_size)
+        return torch.where(mask, row * self.grid_size + column, cell), mask
+
+    def forward(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.source, self.mask
+
+
 @auto_docstring
 class Gaze2ReportFusionPreTrainedModel(PreTrainedModel):
     config: Gaze2ReportFusionConfig
@@ -299,6 +332,9 @@ class Gaze2ReportFusionPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.bias)
         elif isinstance(module, Gaze2ReportRegionPooling):
             init.copy_(module.members, module.compute_members())
+        elif isinstance(module, Gaze2ReportGridNeighbors):
+            for buffer, values in zip((module.source, module.mask), module.compute(), strict=True):
+                init.copy_(buffer, values)
         elif isinstance(module, Gaze2ReportFusionModel):
             for parameter in (module.global_node, module.no_gaze, module.empty_slot):
                 init.normal_(parameter, std=self.config.initializer_range)
@@ -322,6 +358,7 @@ class Gaze2ReportFusionModel(Gaze2ReportFusionPreTrainedModel):
         self.patch_projection = nn.Linear(config.vision_hidden_size, config.hidden_size)
         self.position = Gaze2ReportPositionEmbedding(config.hidden_size)
         self.grid = Gaze2ReportGridCentres(config.grid_size)
+        self.grid_neighbors = Gaze2ReportGridNeighbors(config.grid_size)
         self.heat_projection = nn.Linear(2, config.hidden_size)
         self.fixation_projection = nn.Linear(2, config.hidden_size)
         self.order_embedding = nn.Embedding(config.max_fixations, config.hidden_size)
@@ -344,6 +381,7 @@ class Gaze2ReportFusionModel(Gaze2ReportFusionPreTrainedModel):
         patches: torch.Tensor,
         fixations: torch.Tensor | None = None,
         fixation_mask: torch.Tensor | None = None,
+        expected_heat_map: torch.Tensor | None = None,
     ) -> Gaze2ReportFusionOutput:
         r"""
         patches (`torch.Tensor` of shape `(B, P, C)`): patch features.
@@ -351,9 +389,13 @@ class Gaze2ReportFusionModel(Gaze2ReportFusionPreTrainedModel):
             seconds; left out, no film has gaze.
         fixation_mask (`torch.Tensor` of shape `(B, N)`, *optional*): true where a fixation stands; the true ones come
             first.
+        expected_heat_map (`torch.Tensor` of shape `(B, P)`, *optional*): a map that lends its gradient to the
+            fixations' own; no value changes by it.
         """
         fixations, fixation_mask = self.complete_gaze(patches, fixations, fixation_mask)
         heat = heat_map(fixations, fixation_mask, self.grid(), self.config.heat_map_sigma)
+        if expected_heat_map is not None:
+            heat = heat + (expected_heat_map - expected_heat_map.detach())
         states = self.node_states(patches, fixations, fixation_mask, heat)
         graph = self.build_graph(patches, fixations, fixation_mask, heat)
         for layer in self.layers:
@@ -427,84 +469,133 @@ class Gaze2ReportFusionModel(Gaze2ReportFusionPreTrainedModel):
     def build_graph(
         self, patches: torch.Tensor, fixations: torch.Tensor, fixation_mask: torch.Tensor, heat: torch.Tensor
     ) -> Gaze2ReportGraph:
-        """Nodes' attributes and every relation between nodes; nothing here has a gradient."""
-        config = self.config
-        batch_size, num_patches = patches.shape[:2]
-        num_fixations = fixations.shape[1]
-        device = patches.device
-        centres = self.grid()
+        """Every node's sources and the numbers on the edges from them; nothing here has a gradient."""
+        num_patches, num_fixations = patches.shape[1], fixations.shape[1]
+        # CODEPATH: released checkpoints have fixation nodes; models trained for the ablation do not.
+        alive = fixation_mask if self.config.use_gaze_nodes else torch.zeros_like(fixation_mask)  # (B, N)
+        linked, weight = self.linked_patches(fixations)  # (B, N, L)
+        weight = weight * alive.unsqueeze(-1)
+        attributes = self.node_attributes(fixations, fixation_mask)
+        tables = (
+            self.neighbors_of_global(alive, num_patches),
+            self.neighbors_of_patches(self.feature_neighbors(patches, heat), linked, weight),
+        )
+        if num_fixations:
+            tables += (self.neighbors_of_fixations(fixations, alive, linked, weight),)
+        first = 0
+        for table in tables:
+            here = attributes[:, first : first + table.source.shape[1]].unsqueeze(2)
+            first += table.source.shape[1]
+            film = torch.arange(patches.shape[0], device=patches.device).view(-1, 1, 1)
+            difference = attributes[film, table.source] - here  # (B, R, S, 4)
+            table.edge_attr[..., :2] = difference[..., :2]
+            table.edge_attr[..., 2] = difference[..., :2].square().sum(-1)
+            table.edge_attr[..., 3:5] = difference[..., 2:]
+        return Gaze2ReportGraph(tables)
 
-        attributes = torch.zeros(batch_size, 1 + num_patches + num_fixations, 4, device=device)
+    def node_attributes(self, fixations: torch.Tensor, fixation_mask: torch.Tensor) -> torch.Tensor:
+        """What edges compare, (B, V, 4): x, y, log duration (0 but for fixations) and order / N (likewise)."""
+        centres = self.grid()
+        num_patches = centres.shape[0]
+        attributes = centres.new_zeros(fixations.shape[0], 1 + num_patches + fixations.shape[1], 4)
         attributes[:, 0, :2] = 0.5
         attributes[:, 1 : 1 + num_patches, :2] = centres
-        fixation_attributes = attributes[:, 1 + num_patches :]
-        fixation_attributes[..., :2] = fixations[..., :2]
-        fixation_attributes[..., 2] = fixations[..., 2].clamp_min(1e-2).log()
-        fixation_attributes[..., 3] = self.order_share(fixation_mask)
+        of_fixations = attributes[:, 1 + num_patches :]
+        of_fixations[..., :2] = fixations[..., :2]
+        of_fixations[..., 2] = fixations[..., 2].clamp_min(1e-2).log()
+        of_fixations[..., 3] = self.order_share(fixation_mask)
+        return attributes
 
-        # CODEPATH: released checkpoints have fixation nodes; models trained for the ablation do not.
-        node_mask = fixation_mask if config.use_gaze_nodes else torch.zeros_like(fixation_mask)
-        alive = F.pad(node_mask, (1 + num_patches, 0), value=True)  # (B, V)
-        num_nodes = alive.shape[1]
-        relations = torch.zeros(batch_size, num_nodes, len(RELATIONS), num_nodes, device=device)
-        relation = {name: relations[:, :, index] for index, name in enumerate(RELATIONS)}
-        patch = slice(1, 1 + num_patches)
-        fixation = slice(1 + num_patches, num_nodes)
+    def neighbors_of_global(self, alive: torch.Tensor, num_patches: int) -> Gaze2ReportNeighbors:
+        """All nodes, itself first."""
+        mask = F.pad(alive, (1 + num_patches, 0), value=True).unsqueeze(1)  # (B, 1, V)
+        source = torch.arange(mask.shape[-1], device=alive.device).expand(mask.shape)
+        table, relation = empty_relations(source, mask)
+        relation["self"][..., 0] = 1
+        relation["global"][..., 1:] = 1
+        return table
 
-        relation["spatial"][:, patch, patch] = self.grid_neighbors(centres)
-        relation["feature_neighbor"][:, patch, patch] = self.feature_neighbors(patches, heat)
+    def neighbors_of_patches(
+        self, nearest: torch.Tensor, linked: torch.Tensor, weight: torch.Tensor
+    ) -> Gaze2ReportNeighbors:
+        """Itself, the global node, the cells at its sides, the feature neighbours, the fixations."""
+        batch_size, num_patches, num_nearest = nearest.shape
+        beside, is_there = self.grid_neighbors()  # (P, 4)
+        own = torch.arange(num_patches, device=nearest.device).unsqueeze(-1)
+        num_fixations = weight.shape[1]
+        fixations = torch.arange(num_fixations, device=nearest.device) + num_patches
+        # A patch that is near both on the film and in features is one source, and stands among the latter.
+        same = (beside.unsqueeze(-1) == nearest.unsqueeze(2)) & is_there.unsqueeze(-1)  # (B, P, 4, k)
+        # Weight of each fixation for each patch, from the patches of each fixation.
+        weight = weight.new_zeros(batch_size, num_fixations, num_patches).scatter(-1, linked, weight).transpose(1, 2)
+        source = torch.cat((own, own.new_full(own.shape, -1), beside), dim=-1).expand(batch_size, -1, -1)
+        source = torch.cat((source, nearest, fixations.expand(batch_size, num_patches, -1)), dim=-1) + 1
+        always = torch.ones_like(nearest, dtype=torch.bool)
+        mask = torch.cat((always[..., :2], is_there & ~same.any(-1), always, weight > 0), dim=-1)
+        table, relation = empty_relations(source, mask)
+        relation["self"][..., 0] = 1
+        relation["global"][..., 1] = 1
+        relation["spatial"][..., 2:6] = 1
+        relation["spatial"][..., 6 : 6 + num_nearest] = same.any(2).to(weight.dtype)
+        relation["feature_neighbor"][..., 6 : 6 + num_nearest] = 1
+        relation["gaze_weight"][..., 6 + num_nearest :] = weight
+        relation["fixation_patch"][..., 6 + num_nearest :] = 1
+        return table
 
-        weight = self.gaze_weights(fixations, centres)  # (B, N, P)
-        linked = (weight > 0).float()
-        relation["gaze_weight"][:, fixation, patch] = weight
-        relation["gaze_weight"][:, patch, fixation] = weight.transpose(1, 2)
-        relation["fixation_patch"][:, fixation, patch] = linked
-        relation["fixation_patch"][:, patch, fixation] = linked.transpose(1, 2)
-
-        step = torch.arange(num_fixations, device=device)
+    def neighbors_of_fixations(
+        self, fixations: torch.Tensor, alive: torch.Tensor, linked: torch.Tensor, weight: torch.Tensor
+    ) -> Gaze2ReportNeighbors:
+        """The global node, all fixations, the patches that it is linked to."""
+        batch_size, num_fixations = alive.shape
+        step = torch.arange(num_fixations, device=fixations.device)
         gap = step[:, None] - step[None, :]  # target's order minus source's
+        near = torch.cdist(fixations[..., :2], fixations[..., :2]) < self.config.revisit_distance
+        revisit = near & (gap.abs() > 1)  # (B, N, N)
         # CODEPATH: released checkpoints link consecutive fixations; models trained for the ablation do not.
-        if config.use_temporal_edges:
-            relation["next_fixation"][:, fixation, fixation] = (gap == 1).float()
-            relation["previous_fixation"][:, fixation, fixation] = (gap == -1).float()
-        near = torch.cdist(fixations[..., :2], fixations[..., :2]) < config.revisit_distance
-        relation["revisit"][:, fixation, fixation] = (near & (gap.abs() > 1)).float()
-
-        relation["global"][:, 0, 1:] = 1
-        relation["global"][:, 1:, 0] = 1
-        # A masked fixation has no edge but its own loop: attention over nothing would not be a number.
+        follows = (gap.abs() == 1) & self.config.use_temporal_edges
         both_alive = alive.unsqueeze(-1) & alive.unsqueeze(-2)
-        relations *= both_alive.unsqueeze(2)
-        relation["self"].diagonal(dim1=-2, dim2=-1).fill_(1)
-        return Gaze2ReportGraph(attributes, relations, relations[:, :, 1:].any(2))
-
-    def grid_neighbors(self, centres: torch.Tensor) -> torch.Tensor:
-        """Cells that share a side, (P, P)."""
-        return (torch.cdist(centres, centres, p=1) * self.config.grid_size < 1.5).float().fill_diagonal_(0)
+        # A masked fixation has no edge but its own loop: attention over nothing would not be a number.
+        among = ((revisit | follows) & both_alive) | (gap == 0)
+        others = (step + 1 + self.grid().shape[0]).expand(batch_size, num_fixations, -1)
+        source = torch.cat((torch.zeros_like(linked[..., :1]), others, linked + 1), dim=-1)
+        mask = torch.cat((alive.unsqueeze(-1), among, weight > 0), dim=-1)
+        table, relation = empty_relations(source, mask)
+        relation["global"][..., 0] = 1
+        fixation = slice(1, 1 + num_fixations)
+        relation["self"][..., fixation] = (gap == 0).float()
+        relation["next_fixation"][..., fixation] = ((gap == 1) & follows).float()
+        relation["previous_fixation"][..., fixation] = ((gap == -1) & follows).float()
+        relation["revisit"][..., fixation] = revisit.float()
+        relation["gaze_weight"][..., 1 + num_fixations :] = weight
+        relation["fixation_patch"][..., 1 + num_fixations :] = 1
+        return table
 
     def feature_neighbors(self, patches: torch.Tensor, heat: torch.Tensor) -> torch.Tensor:
-        """The sources that each patch listens to: the nearest by |x_j - x_l|^2 + lambda g_j (g_j - g_l)^2.
+        """The patches that each patch listens to: the nearest by |x_j - x_l|^2 + lambda g_j (g_j - g_l)^2.
 
-        x are unit-norm features, g the min-max heat map, j the target, l the source.
-        Shapes: (B, P, C), (B, P) -> (B, P, P).
+        x are unit-norm features, g the min-max heat map, j the target, l the source. What depends on the target alone
+        does not change the order, which leaves one product of matrices.
+        Shapes: (B, P, C), (B, P) -> (B, P, k).
         """
         features = F.normalize(patches.float(), dim=-1)
-        distance = 2 - 2 * features @ features.transpose(1, 2)
         low, high = heat.amin(-1, keepdim=True), heat.amax(-1, keepdim=True)
-        gaze = (heat - low) / (high - low).clamp_min(1e-12)
-        contrast = (gaze.unsqueeze(2) - gaze.unsqueeze(1)).square()
-        distance = distance + self.config.gaze_direction * gaze.unsqueeze(2) * contrast
-        distance.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)
-        nearest = distance.topk(self.config.num_neighbors, dim=-1, largest=False).indices
-        return torch.zeros_like(distance).scatter_(-1, nearest, 1.0)
+        gaze = ((heat - low) / (high - low).clamp_min(1e-12)).unsqueeze(-1)  # (B, P, 1)
+        target = torch.cat((2 * features, self.config.gaze_direction * torch.cat((2 * gaze**2, -gaze), -1)), dim=-1)
+        source = torch.cat((features, gaze, gaze**2), dim=-1)
+        nearness = target @ source.transpose(1, 2)  # (B, P, P)
+        nearness.diagonal(dim1=-2, dim2=-1).fill_(-torch.inf)
+        return nearness.topk(self.config.num_neighbors, dim=-1).indices
 
-    def gaze_weights(self, fixations: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
-        """Weight of each patch for each fixation: Gaussian, within two sigmas, summing to one. Returns (B, N, P)."""
+    def linked_patches(self, fixations: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The patches of each fixation, nearest first, and their weights: Gaussian, within two sigmas, summing to one.
+
+        Shapes: (B, N, 3) -> (B, N, L) long and (B, N, L).
+        """
+        centres = self.grid()
         kernel = fixation_kernel(fixations, centres, self.config.heat_map_sigma)
-        top = kernel.topk(min(self.config.max_linked_patches, kernel.shape[-1]), dim=-1)
-        values = top.values * (top.values >= math.exp(-2))
-        values = values / values.sum(-1, keepdim=True).clamp_min(1e-12)
-        return torch.zeros_like(kernel).scatter_(-1, top.indices, values)
+        values, patches = kernel.topk(min(self.config.max_linked_patches, centres.shape[0]), dim=-1)
+        values = values * (values >= math.exp(-2))
+        return patches, values / values.sum(-1, keepdim=True).clamp_min(1e-12)
 
     def fill_slots(
         self, states: torch.Tensor, fixations: torch.Tensor, fixation_mask: torch.Tensor
@@ -545,17 +636,15 @@ class Gaze2ReportFusionModel(Gaze2ReportFusionPreTrainedModel):
         heat = heat_map(fixations, fixation_mask, self.grid(), self.config.heat_map_sigma)
         states = self.node_states(patches, fixations, fixation_mask, heat)
         graph = self.build_graph(patches, fixations, fixation_mask, heat)
+        attributes = self.node_attributes(fixations, fixation_mask)
         num_patches = patches.shape[1]
         node_type = torch.tensor([0] + [1] * num_patches + [2] * fixations.shape[1], device=patches.device)
         films = []
         for film in range(patches.shape[0]):
-            alone = slice(film, film + 1)
-            edge_index, edge_attr = Gaze2ReportGraph(
-                graph.attributes[alone], graph.relations[alone], graph.adjacency[alone]
-            ).edges()
+            edge_index, edge_attr = graph.of_film(film).edges()
             data = Data(
                 x=states[film],
-                pos=graph.attributes[film, :, :2],
+                pos=attributes[film, :, :2],
                 node_type=node_type,
                 edge_index=edge_index,
                 edge_attr=edge_attr,

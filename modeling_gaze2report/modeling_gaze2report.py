@@ -39,6 +39,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_gaze2report import Gaze2ReportConfig
 from .modeling_fusion import Gaze2ReportFusionModel
+from .modeling_grid import expected_heat_map
 from .modeling_perception import Gaze2ReportFindings, Gaze2ReportPerceptionModel
 from .modeling_scanpath import Gaze2ReportScanpath, Gaze2ReportScanpathModel
 
@@ -206,6 +207,7 @@ class Gaze2ReportModel(Gaze2ReportPreTrainedModel):
         fixations: torch.FloatTensor | None = None,
         fixation_mask: torch.BoolTensor | None = None,
         gaze_source: torch.LongTensor | None = None,
+        soft_gaze: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | Gaze2ReportImageFeatures:
         r"""
@@ -217,13 +219,18 @@ class Gaze2ReportModel(Gaze2ReportPreTrainedModel):
             True where a fixation stands. An image with none has its gaze predicted.
         gaze_source (`torch.LongTensor` of shape `(num_images,)`, *optional*):
             0 no gaze, 1 predicted, 2 recorded, per image. Left out: recorded where there is a fixation, else predicted.
+        soft_gaze (`bool`, *optional*, defaults to `False`):
+            Let gradients reach the scanpath model through the map that it expects of predicted gaze. Changes no value.
         """
         outputs = self.get_patch_features(pixel_values, **kwargs)
         patches = outputs.last_hidden_state
         fixations, fixation_mask, gaze_source = self.select_gaze(
             patches, film_boxes, fixations, fixation_mask, gaze_source
         )
-        fused = self.fusion(patches, fixations, fixation_mask)
+        expected = (
+            self.expected_heat_map(patches, fixations, fixation_mask, gaze_source, film_boxes) if soft_gaze else None
+        )
+        fused = self.fusion(patches, fixations, fixation_mask, expected_heat_map=expected)
         tokens = self.projector(fused.tokens.to(self.projector.linear_1.weight.dtype))
         return Gaze2ReportImageFeatures(
             pooler_output=list(tokens),
@@ -282,6 +289,25 @@ class Gaze2ReportModel(Gaze2ReportPreTrainedModel):
         predicted_mask = nn.functional.pad(predicted.mask[:, 0], (0, missing))
         fixations = torch.where(is_predicted[:, None, None], predicted_fixations, fixations)
         return fixations, torch.where(is_predicted[:, None], predicted_mask, fixation_mask), gaze_source
+
+    def expected_heat_map(
+        self,
+        patches: torch.Tensor,
+        fixations: torch.Tensor,
+        fixation_mask: torch.Tensor,
+        gaze_source: torch.Tensor,
+        film_boxes: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Where the scanpath model expects the dwell time of its own predictions, (B, P); a constant for other gaze."""
+        predicted_mask = fixation_mask & (gaze_source == PREDICTED_GAZE).unsqueeze(-1)
+        scores = self.scanpath(patches, fixations, predicted_mask, film_boxes=film_boxes)
+        return expected_heat_map(
+            scores.location_log_probs,
+            fixations,
+            predicted_mask,
+            self.fusion.grid(),
+            self.config.fusion_config.heat_map_sigma,
+        )
 
     def get_placeholder_mask(
         self, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor, image_features: torch.Tensor
@@ -404,6 +430,7 @@ class Gaze2ReportForConditionalGeneration(Gaze2ReportPreTrainedModel, Generation
         fixations: torch.FloatTensor | None = None,
         fixation_mask: torch.BoolTensor | None = None,
         gaze_source: torch.LongTensor | None = None,
+        soft_gaze: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | Gaze2ReportImageFeatures:
         r"""
@@ -415,6 +442,8 @@ class Gaze2ReportForConditionalGeneration(Gaze2ReportPreTrainedModel, Generation
             True where a fixation stands.
         gaze_source (`torch.LongTensor` of shape `(num_images,)`, *optional*):
             0 no gaze, 1 predicted, 2 recorded, per image.
+        soft_gaze (`bool`, *optional*, defaults to `False`):
+            Let gradients reach the scanpath model through the map that it expects of predicted gaze. Changes no value.
         """
         return self.model.get_image_features(
             pixel_values=pixel_values,
@@ -422,6 +451,7 @@ class Gaze2ReportForConditionalGeneration(Gaze2ReportPreTrainedModel, Generation
             fixations=fixations,
             fixation_mask=fixation_mask,
             gaze_source=gaze_source,
+            soft_gaze=soft_gaze,
             **kwargs,
         )
 

@@ -70,6 +70,23 @@ def heat_map(fixations: torch.Tensor, mask: torch.Tensor, centres: torch.Tensor,
     return torch.where(total > 0, heat / total.clamp_min(torch.finfo(heat.dtype).tiny), uniform)
 
 
+def expected_heat_map(
+    location_log_probs: torch.Tensor, fixations: torch.Tensor, mask: torch.Tensor, centres: torch.Tensor, sigma: float
+) -> torch.Tensor:
+    """Where dwell time is expected to fall, h^_j ~ sum_i d_i sum_k p_i(k) exp(-|c_j - c_k|^2 / 2 sigma^2), summing to one.
+
+    Unlike `heat_map` it has a gradient: every cell counts by its probability. Uniform with no fixation.
+    Shapes: location_log_probs (B, N, P) of the cells before each fixation; fixations (B, N, 3), of which only the
+    durations matter; mask (B, N) bool; centres (P, 2) -> (B, P).
+    """
+    dwell = torch.where(mask, fixations[..., 2], torch.zeros_like(fixations[..., 2])).to(location_log_probs.dtype)
+    looked_at = (location_log_probs.exp() * dwell.unsqueeze(-1)).sum(-2)  # (B, P)
+    heat = looked_at @ fixation_kernel(centres, centres, sigma)
+    total = heat.sum(-1, keepdim=True)
+    uniform = torch.full_like(heat, 1 / centres.shape[0])
+    return torch.where(total > 0, heat / total.clamp_min(torch.finfo(heat.dtype).tiny), uniform)
+
+
 class Gaze2ReportPositionEmbedding(nn.Module):
     """Sines and cosines of x and y at octave frequencies: a quarter of the width each for sin x, cos x, sin y, cos y.
 
@@ -116,6 +133,7 @@ __all__ = [
     "Gaze2ReportGridCentres",
     "cell_centres",
     "cell_of",
+    "expected_heat_map",
     "fixation_kernel",
     "heat_map",
     "restore_grid_buffers",

@@ -1,73 +1,436 @@
-"""Canonical records -> training batches."""
+"""Records -> training batches: which task and which gaze a record gets, and everything that a loss compares with.
 
-from dataclasses import dataclass
+Every draw comes from (seed, epoch, number of the record) alone: it is the same for any number of workers and processes,
+and after a run was cut off and continued.
+"""
+
+import hashlib
+import io
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
+from torch.utils.data import Dataset, IterableDataset, Sampler
 
+from ..modeling_grid import cell_centres, heat_map
 from ..processing.anatomy import REGION_NAMES
+from ..processing.datasets.reading import load_split
+from ..processing.datasets.record import COLUMNS, LIST_COLUMNS
+from ..processing.errors import DataError
 from ..processing.gaze_geometry import boxes_to_square
 from ..processing.image_processing_gaze2report import load_film
 from ..processing.processing_gaze2report import Gaze2ReportProcessor
 from ..processing.report_labels import FINDINGS
+from .losses import IGNORED
+from .recipe import DataRecipe
+from .tasks import TASKS, TaskExample, make_example
 
-IGNORED = -100
+# Fixations from which a recording is trusted in full, and the share of the reading's time that they should fill.
+TRUSTED_FIXATIONS = 10
+TRUSTED_SHARE = 0.8
+SHUFFLE_BUFFER = 1000
+
+
+# -- records ----------------------------------------------------------------------------------------------------------
+
+
+class RecordDataset(Dataset):
+    """Records by number, each with the epoch and the progress (0 to 1) at which it is asked for.
+
+    Args:
+        data: `datasets.Dataset`.
+        columns: the record's columns that have other names in `data`.
+    """
+
+    def __init__(self, data, columns: dict[str, str] | None = None):
+        self.data = data
+        self.columns = columns or {}
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, key: int | tuple[int, float, int]) -> dict:
+        epoch, progress, index = key if isinstance(key, tuple) else (0, 1.0, int(key))
+        drawn = {"epoch": epoch, "progress": progress, "index": index}
+        return canonical(self.data[index], self.columns, f"record {index}") | drawn
+
+    def column(self, name: str) -> list:
+        """All values of one of the record's columns; empty where the data have no such column."""
+        name = self.columns.get(name, name)
+        return list(self.data.select_columns([name])[name]) if name in self.data.column_names else []
+
+
+class RecordStream(IterableDataset):
+    """Records as they are read, shuffled within a buffer; images are decoded by whoever makes the batch.
+
+    Args:
+        stream: `datasets.IterableDataset`.
+        columns: the record's columns that have other names in `stream`.
+        seed: of the order; `None` to keep it.
+    """
+
+    def __init__(self, stream, columns: dict[str, str] | None = None, seed: int | None = None):
+        self.stream = stream
+        self.columns = columns or {}
+        self.seed = seed
+        self.epoch = 0
+        self.total = 1
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[dict]:
+        stream = self.stream.map(add_index, with_indices=True)
+        if self.seed is not None:
+            stream = stream.shuffle(seed=self.seed, buffer_size=SHUFFLE_BUFFER)
+            stream.set_epoch(self.epoch)
+        worker = torch.utils.data.get_worker_info()
+        if worker is not None:
+            stream = itertools.islice(stream, worker.id, None, worker.num_workers)
+        for record in stream:
+            index = record.pop("index")
+            drawn = {"epoch": self.epoch, "progress": min(1.0, self.epoch + index / self.total), "index": index}
+            yield canonical(record, self.columns, f"record {index}") | drawn
+
+
+def add_index(record: dict, index: int) -> dict:
+    return record | {"index": index}
+
+
+class EpochSampler(Sampler):
+    """The numbers of all records in an order of their own for each epoch, with epoch and progress of the training."""
+
+    def __init__(self, length: int, epochs: float, seed: int):
+        self.length, self.epochs, self.seed = length, epochs, seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[tuple[int, float, int]]:
+        epoch = self.epoch
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.length)
+        for place, index in enumerate(order.tolist()):
+            yield epoch, min(1.0, (epoch + place / self.length) / self.epochs), index
+
+
+def load_records(recipe: DataRecipe, seed: int = 0) -> tuple[Dataset | IterableDataset, RecordDataset]:
+    """Training and validation records of a recipe.
+
+    Raises:
+        DataError: nothing readable there, an empty split, a column that the recipe maps and the data lack.
+    """
+    folder = Path(recipe.path)
+    if any(folder.glob(f"{recipe.train_split}-*.parquet")) or not folder.exists() or not any(folder.iterdir()):
+        if recipe.streaming:
+            train = stream_of(folder, recipe.train_split)
+        else:
+            train = load_split(recipe.path, recipe.train_split, recipe.max_train_records)
+        validation = load_split(recipe.path, recipe.validation_split, recipe.max_validation_records)
+    else:
+        train, validation = load_foreign(recipe, seed)
+    names = train.column_names or list(next(iter(train)))
+    for name, source in recipe.columns.items():
+        if source not in names:
+            raise DataError(
+                f"{recipe.path}: data.columns maps {name} to {source!r}, which is no column of the data; their columns "
+                f"are {', '.join(names)}"
+            )
+    if recipe.columns.get("image", "image") not in names:
+        raise DataError(
+            f"{recipe.path}: there is no column image; name the one that holds it in data.columns.image. The data have "
+            f"{', '.join(names)}"
+        )
+    validation = RecordDataset(validation, recipe.columns)
+    if recipe.streaming:
+        return RecordStream(train, recipe.columns, seed), validation
+    return RecordDataset(train, recipe.columns), validation
+
+
+def stream_of(folder: Path, split: str):
+    from datasets import Image as ImageFeature
+    from datasets import load_dataset
+
+    shards = sorted(str(shard) for shard in folder.glob(f"{split}-*.parquet"))
+    if not shards:
+        raise DataError(f"{folder}: there is no file {split}-*.parquet; prepare the data with `gaze2report prepare`")
+    stream = load_dataset("parquet", data_files=shards, split="train", streaming=True)
+    return stream.cast_column("image", ImageFeature(decode=False))
+
+
+def load_foreign(recipe: DataRecipe, seed: int):
+    """Splits of anything that `datasets` reads; patients are kept apart where a split has to be made."""
+    from datasets import load_dataset
+
+    try:
+        splits = load_dataset(recipe.path)
+    except Exception as error:  # datasets raises many kinds
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(f"{recipe.path}: neither a prepared data set nor readable by datasets: {reason}") from error
+    if recipe.train_split not in splits:
+        raise DataError(
+            f"{recipe.path}: there is no split {recipe.train_split!r}; name one of these in data.train_split: "
+            f"{', '.join(splits)}"
+        )
+    train = splits[recipe.train_split]
+    if recipe.validation_split in splits:
+        validation = splits[recipe.validation_split]
+    else:
+        patient = recipe.columns.get("patient_id", "patient_id")
+        groups = train[patient] if patient in train.column_names else range(len(train))
+        is_held_out = [share_of(f"{seed}/{group}") < recipe.validation_share for group in groups]
+        validation = train.select([index for index, held_out in enumerate(is_held_out) if held_out])
+        train = train.select([index for index, held_out in enumerate(is_held_out) if not held_out])
+    for name, split in ((recipe.train_split, train), (recipe.validation_split, validation)):
+        if len(split) == 0:
+            raise DataError(f"{recipe.path}: the split {name} holds no record")
+    if recipe.max_train_records:
+        train = train.select(range(min(recipe.max_train_records, len(train))))
+    if recipe.max_validation_records:
+        validation = validation.select(range(min(recipe.max_validation_records, len(validation))))
+    return train, validation
+
+
+def share_of(text: str) -> float:
+    """A number in [0, 1) that depends on the text alone."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
+
+
+def canonical(row: dict, columns: dict[str, str], where: str) -> dict:
+    """The record of a row: mapped columns under their record's names, what is absent as None or an empty list.
+
+    Fixations may be rows of x, y, duration_s, or a text with them as JSON.
+    """
+    record = {name: row.get(columns.get(name, name)) for name in COLUMNS}
+    record |= {name: record[name] if record[name] is not None else [] for name in LIST_COLUMNS}
+    record["image_id"] = str(record["image_id"] if record["image_id"] is not None else where)
+    image = record["image"]
+    if isinstance(image, dict):
+        record["image"] = Image.open(io.BytesIO(image["bytes"])) if image.get("bytes") else image["path"]
+    fixations = record["fixations"]
+    if isinstance(fixations, str):
+        try:
+            fixations = json.loads(fixations or "[]")
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{where} ({record['image_id']}): the fixations are no JSON list of x, y, duration_s: {error}"
+            ) from error
+    record["fixations"] = [fixation_row(one, f"{where} ({record['image_id']})") for one in fixations]
+    return record
+
+
+def fixation_row(values, where: str) -> dict:
+    if isinstance(values, dict):
+        return {"onset_s": None} | values
+    if len(values) != 3:
+        raise DataError(f"{where}: a fixation is x, y, duration_s, not {list(values)}")
+    return dict(zip(("x", "y", "duration_s"), values, strict=True)) | {"onset_s": None}
+
+
+# -- batches ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class ReportCollator:
-    """Makes a batch of canonical records: prompt and report for the language model, targets for everything else.
+    """Makes a batch of records: prompt and answer for the language model, targets for everything else.
 
-    The prompt comes from the processor exactly as at inference; the report follows it, with its end token. Only the
-    report's tokens carry a language loss.
+    The prompt comes from the processor exactly as at inference; the answer follows it, with its end token. Only the
+    answer's tokens carry a language loss.
 
     Attributes:
         processor: the model's processor.
         recorded_gaze, predicted_gaze: shares of the records whose gaze is recorded or predicted; the rest has none. A
-            record without gaze has none where it would be recorded.
-        seed: of the draw.
-        max_report_tokens: longer reports are cut.
+            record without a recording has predicted gaze or none, in the same proportion.
+        recorded_gaze_end, predicted_gaze_end: the shares at the end of the stage; left out, they stay.
+        seed: of all draws.
+        tasks: share of each task.
+        max_report_tokens: longer answers are cut.
+        readers: number of each reader that the scanpath model knows, from 1.
+        reader_dropout: share of the records whose reader is hidden.
+        agreement: how far other readers' maps of the film agree with a reading, by image and reader; 1 elsewhere.
+        with_text: whether to add the report alone, for the contrast of image and text.
     """
 
     processor: Gaze2ReportProcessor
     recorded_gaze: float = 0.5
     predicted_gaze: float = 0.3
+    recorded_gaze_end: float | None = None
+    predicted_gaze_end: float | None = None
     seed: int = 0
+    tasks: dict[str, float] = field(default_factory=lambda: {"report": 1.0})
     max_report_tokens: int = 256
-
-    def __post_init__(self):
-        self.generator = np.random.default_rng(self.seed)
+    readers: dict[str, int] = field(default_factory=dict)
+    reader_dropout: float = 0.5
+    agreement: dict[tuple[str, str], float] = field(default_factory=dict)
+    with_text: bool = False
 
     def __call__(self, records: list[dict]) -> dict[str, torch.Tensor]:
         films = [load_film(record["image"], name=record["image_id"]) for record in records]
         sizes = [(film.height, film.width) for film in films]
-        gaze = [gaze_of(record) for record in records]
-        sources = [self.draw_source(one) for one in gaze]
-        batch = self.processor(images=films, gaze=gaze, gaze_source=sources, return_tensors="pt", padding=True)
+        records = [record | {"image": film} for record, film in zip(records, films, strict=True)]
+        draws = [self.draw(record, place) for place, record in enumerate(records)]
+        tasks, examples, sources, shown, readers = (list(column) for column in zip(*draws, strict=True))
+        batch = self.processor(
+            images=films,
+            text=[example.prompt for example in examples],
+            gaze=shown,
+            gaze_source=sources,
+            return_tensors="pt",
+            padding=True,
+        )
         side = batch["pixel_values"].shape[-1]
         prompts = [ids[mask.bool()] for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
-        reports = [self.report_tokens(record) for record in records]
-        batch |= join(prompts, reports, self.processor.tokenizer.pad_token_id)
+        answers = [self.tokens(example.target) for example in examples]
+        batch |= join(prompts, answers, self.processor.tokenizer.pad_token_id)
+        batch["tasks"] = torch.tensor([TASKS.index(task) for task in tasks])
+        recorded = [gaze_of(record) for record in records]
+        features = self.processor.gaze_features(recorded, "auto", np.array(sizes), side)
+        batch["recorded_fixations"] = torch.from_numpy(features["fixations"])
+        batch["recorded_mask"] = torch.from_numpy(features["fixation_mask"])
+        batch["trust"] = torch.tensor(
+            [self.trust(record, gaze) for record, gaze in zip(records, recorded, strict=True)]
+        )
+        batch["reader_ids"] = torch.tensor(readers)
         batch["labels_findings"] = torch.tensor([label_row(record) for record in records])
         for name, (boxes, mask) in {
             "finding": stack_boxes([finding_boxes(record) for record in records], sizes, side),
             "region": stack_boxes([region_boxes(record) for record in records], sizes, side),
         }.items():
             batch[f"{name}_boxes"], batch[f"{name}_mask"] = boxes, mask
-        return dict(batch)
+        if self.with_text:
+            batch |= self.text_features(records)
+        return dict(batch) | {"record_ids": [record["image_id"] for record in records]}
 
-    def draw_source(self, gaze: np.ndarray | None) -> str:
-        draw = self.generator.random()
-        if gaze is not None and draw < self.recorded_gaze:
+    def draw(self, record: dict, place: int) -> tuple[str, TaskExample, str, np.ndarray | None, int]:
+        """Task, example, source of gaze, the gaze that is shown where it is recorded, and number of the reader."""
+        generator = np.random.default_rng([self.seed, record.get("epoch", 0), record.get("index", place)])
+        names = list(self.tasks)
+        shares = np.array([self.tasks[name] for name in names], dtype=float)
+        task = names[generator.choice(len(names), p=shares / shares.sum())]
+        gaze = gaze_of(record)
+        source = self.draw_source(gaze, generator, record.get("progress", 0.0))
+        is_hidden = generator.random() < self.reader_dropout
+        reader = 0 if is_hidden else self.readers.get(record.get("reader_id") or "", 0)
+        example = make_example(record, task, self.processor, generator)
+        if example is None:
+            task = "report"
+            example = make_example(record, task, self.processor, generator)
+        if example is None:
+            example = TaskExample(self.processor.task_prompt("report"), "")
+        if example.gaze is not None:
+            return task, example, "recorded", example.gaze, reader
+        return task, example, source, gaze if source == "recorded" else None, reader
+
+    def draw_source(self, gaze: np.ndarray | None, generator: np.random.Generator, progress: float = 0.0) -> str:
+        recorded = between(self.recorded_gaze, self.recorded_gaze_end, progress)
+        predicted = between(self.predicted_gaze, self.predicted_gaze_end, progress)
+        first, second = generator.random(2)
+        if first < recorded and gaze is not None:
             return "recorded"
-        is_predicted = self.recorded_gaze <= draw < self.recorded_gaze + self.predicted_gaze
-        return "predicted" if is_predicted else "none"
+        return "predicted" if second * (1 - recorded) < predicted and recorded < 1 else "none"
 
-    def report_tokens(self, record: dict) -> list[int]:
+    def tokens(self, text: str) -> list[int]:
+        """Tokens of an answer with its end, or none."""
         tokenizer = self.processor.tokenizer
-        text = self.processor.harmless_text(record["report"] or "")
+        text = self.processor.harmless_text(text)
         tokens = tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
         return [*tokens[: self.max_report_tokens], tokenizer.eos_token_id] if tokens else []
+
+    def trust(self, record: dict, gaze: np.ndarray | None) -> float:
+        """quality x min(1, N / 10) x agreement with other readers of the film; our own formula."""
+        if gaze is None:
+            return 0.0
+        agreement = self.agreement.get((record["image_id"], record.get("reader_id") or ""), 1.0)
+        return gaze_quality(record) * min(1.0, len(gaze) / TRUSTED_FIXATIONS) * agreement
+
+    def text_features(self, records: list[dict]) -> dict[str, torch.Tensor]:
+        """Each report without a film: tokens, mask, a number that equal texts share, and whether there is one."""
+        reports = [(record.get("report") or "").strip() for record in records]
+        rows = [self.tokens(report) for report in reports]
+        longest = max(1, *map(len, rows))
+        ids = torch.full((len(rows), longest), self.processor.tokenizer.pad_token_id)
+        mask = torch.zeros(len(rows), longest, dtype=torch.long)
+        for index, row in enumerate(rows):
+            ids[index, : len(row)] = torch.tensor(row, dtype=torch.long)
+            mask[index, : len(row)] = 1
+        keys = [int.from_bytes(hashlib.sha256(report.encode()).digest()[:7], "big") for report in reports]
+        has_text = mask.any(-1)
+        mask[:, 0] |= ~has_text  # attention over nothing would not be a number
+        return {"text_ids": ids, "text_mask": mask, "text_keys": torch.tensor(keys), "has_text": has_text}
+
+
+def between(start: float, end: float | None, progress: float) -> float:
+    return start if end is None else start + (end - start) * progress
+
+
+def gaze_quality(record: dict) -> float:
+    """Share of the reading's time that fixations on the film fill, over 0.8, at most 1; 1 where onsets are not known.
+
+    The rest of a good recording is saccades and blinks; more than that is lost signal or looking away.
+    """
+    timed = [one for one in record.get("fixations") or [] if one.get("onset_s") is not None]
+    gaze = gaze_of(record)
+    if not timed or gaze is None:
+        return 1.0
+    span = max(one["onset_s"] + one["duration_s"] for one in timed) - min(one["onset_s"] for one in timed)
+    return min(1.0, float(gaze[:, 2].sum()) / max(span, 1e-6) / TRUSTED_SHARE)
+
+
+def reader_agreement(records: RecordDataset, grid_size: int, sigma: float) -> dict[tuple[str, str], float]:
+    """Correlation of each reading's map with the mean of the film's other readings, at least 0, by image and reader.
+
+    Films that were read once are left out.
+    """
+    readings: dict[str, list[tuple[str, np.ndarray]]] = {}
+    images, fixations = records.column("image_id"), records.column("fixations")
+    if len(set(images)) == len(images) or not fixations:
+        return {}
+    readers = records.column("reader_id") or [None] * len(images)
+    for image, reader, rows in zip(images, readers, fixations, strict=True):
+        gaze = gaze_of(canonical({"image_id": image, "fixations": rows}, {}, "record"))
+        if gaze is not None:
+            readings.setdefault(str(image), []).append((reader or "", gaze))
+    centres = cell_centres(grid_size)
+    agreement = {}
+    for image, several in readings.items():
+        if len(several) < 2:
+            continue
+        maps = torch.cat(
+            [
+                heat_map(torch.from_numpy(gaze)[None], torch.ones(1, len(gaze), dtype=torch.bool), centres, sigma)
+                for _, gaze in several
+            ]
+        )
+        for place, (reader, _) in enumerate(several):
+            others = torch.cat((maps[:place], maps[place + 1 :])).mean(0)
+            correlation = torch.corrcoef(torch.stack((maps[place], others)))[0, 1].nan_to_num(0)
+            agreement[image, reader] = max(0.0, float(correlation))
+    return agreement
+
+
+def number_readers(records: RecordDataset, num_readers: int) -> dict[str, int]:
+    """Numbers of the readers, from 1, in the order of their names.
+
+    Raises:
+        DataError: the model knows fewer.
+    """
+    if not num_readers:
+        return {}
+    names = sorted({name for name in records.column("reader_id") if name})
+    if len(names) > num_readers:
+        raise DataError(
+            f"the data have {len(names)} readers, but model.scanpath.num_readers is {num_readers}: set it to "
+            f"{len(names)}"
+        )
+    return {name: number for number, name in enumerate(names, start=1)}
 
 
 def join(prompts: list[torch.Tensor], reports: list[list[int]], pad_token_id: int) -> dict[str, torch.Tensor]:
@@ -121,4 +484,12 @@ def stack_boxes(boxes: list[np.ndarray], sizes: list[tuple[int, int]], side: int
     return torch.tensor(np.array(rows), dtype=torch.float32), torch.tensor(np.array(exists))
 
 
-__all__ = ["ReportCollator"]
+__all__ = [
+    "EpochSampler",
+    "RecordDataset",
+    "RecordStream",
+    "ReportCollator",
+    "load_records",
+    "number_readers",
+    "reader_agreement",
+]

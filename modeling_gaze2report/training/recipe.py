@@ -10,9 +10,19 @@ from pathlib import Path
 
 import yaml
 
+from ..processing.datasets.record import COLUMNS
 from ..processing.errors import RecipeError
 
+PARTS = ("vision_tower", "scanpath", "fusion", "perception", "projector", "language_model", "lm_head")
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
+
+
+UNCERTAIN = ("ignore", "positive", "negative", "soft")
+# Attention projections by the names that transformers' language models give them; GPT-2 keeps three of them in one.
+TARGET_MODULES = r".*\.language_model\..*\.(q_proj|k_proj|v_proj|o_proj|attn\.c_attn|attn\.c_proj)"
+PRECISIONS = ("fp32", "bf16")
+QUANTIZATIONS = ("none", "4bit")
+DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass
@@ -20,9 +30,15 @@ class DataRecipe:
     """Where the records come from.
 
     Attributes:
-        path: folder that `gaze2report prepare` wrote (Parquet shards and `dataset.json`).
+        path: folder that `gaze2report prepare` wrote (Parquet shards and `dataset.json`), or anything that
+            `datasets.load_dataset` reads: a folder of images with a `metadata.csv`, Parquet, JSON or CSV files.
         train_split, validation_split: names of the splits.
         max_train_records, max_validation_records: use the first so many; `None` for all.
+        columns: name of a column of the record (`image`, `image_id`, `patient_id`, `report`, `fixations`, `labels`,
+            ...) to the name of the column that holds it; columns of the record's own names need no entry.
+        validation_share: share of the patients kept for validation where the data have no validation split.
+        streaming: read the shards as they are needed, in place of keeping an index of all; the stages then need
+            `max_steps`.
     """
 
     path: str
@@ -30,6 +46,9 @@ class DataRecipe:
     validation_split: str = "validation"
     max_train_records: int | None = None
     max_validation_records: int | None = 256
+    columns: dict = field(default_factory=dict)
+    validation_share: float = 0.1
+    streaming: bool = False
 
 
 @dataclass
@@ -45,24 +64,49 @@ class TokenizerRecipe:
 
 @dataclass
 class ModelRecipe:
-    """A model from nothing: configurations of the towers and the gaze parts, as in `Gaze2ReportConfig`.
+    """A model from a checkpoint, or one from nothing: configurations of the towers and of the gaze parts.
 
     Attributes:
-        vision: configuration of an image encoder of transformers, with its `model_type`.
+        checkpoint: folder or Hub id of a model in Hub layout, such as `gaze2report assemble` writes; its processor
+            comes with it. Left out, the model starts from nothing.
+        vision: configuration of an image encoder of transformers, with its `model_type`; from nothing only.
         text: configuration of a causal language model of transformers, with its `model_type`; the vocabulary is set by
-            the tokenizer.
-        scanpath, fusion, perception: fields of the gaze parts that differ from their defaults.
-        image_size: side of the square film, in pixels.
-        grid_size: patches along one side, as the image encoder gives them.
+            the tokenizer; from nothing only.
+        scanpath, fusion, perception: fields of the gaze parts that differ from their defaults, or the checkpoint's.
+        image_size: side of the square film, in pixels; from nothing only.
+        grid_size: patches along one side, as the image encoder gives them; from nothing only.
+        quantization: `4bit` keeps the language model's frozen matrices in 4 bits (NF4; needs bitsandbytes and `lora`).
     """
 
-    vision: dict
-    text: dict
+    checkpoint: str | None = None
+    vision: dict = field(default_factory=dict)
+    text: dict = field(default_factory=dict)
     scanpath: dict = field(default_factory=dict)
     fusion: dict = field(default_factory=dict)
     perception: dict = field(default_factory=dict)
     image_size: int = 224
     grid_size: int = 14
+    quantization: str = "none"
+
+
+@dataclass
+class LoraRecipe:
+    """Low-rank adapters (LoRA, Hu et al. 2021, arXiv 2106.09685) in place of training the language model whole.
+
+    Attributes:
+        rank: rank of each update; 16 is usual, more only where a larger data set asks for it.
+        alpha: an update counts alpha / rank times.
+        dropout: dropout before each update, while training.
+        target_modules: regular expression over the full names of modules, matched whole. It must stay inside
+            `language_model`: the vision tower has layers of the same names.
+        merge: at the end, add the updates to the weights and export a model without adapters.
+    """
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.1
+    target_modules: str = TARGET_MODULES
+    merge: bool = False
 
 
 @dataclass
@@ -70,20 +114,24 @@ class LossWeights:
     """Weight of each loss in the sum; 0 leaves it out. See `losses.py` for the formulas.
 
     Attributes:
-        report: cross-entropy of the report's tokens.
+        report: cross-entropy of the tokens of reports and of the other tasks' answers.
         scanpath: negative log-likelihood per recorded fixation.
+        scanpath_map: divergence of the predicted map of dwell time from the recorded one.
         gaze_attention: distance of the readout attention from the recorded heat map.
         findings: binary cross-entropy of the 14 findings.
         finding_boxes: boxes of the findings that are present.
         region_boxes: the 17 anatomical boxes.
+        contrast: image-text contrast within the batch, over all processes.
     """
 
     report: float = 0.0
     scanpath: float = 0.0
+    scanpath_map: float = 0.0
     gaze_attention: float = 0.0
     findings: float = 0.0
     finding_boxes: float = 0.0
     region_boxes: float = 0.0
+    contrast: float = 0.0
 
 
 @dataclass
@@ -96,21 +144,47 @@ class StageRecipe:
             `language_model`, `lm_head`); the others are frozen.
         losses: weight of each loss.
         learning_rate: peak, after 5 % of warm-up; it falls to zero along a cosine.
+        learning_rates: peak of single parts, where it differs from `learning_rate`.
         epochs: passes over the training split.
-        batch_size: records per step.
+        max_steps: stop after so many steps; `None` for all of the epochs.
+        batch_size: records per step and process.
+        gradient_accumulation_steps: batches whose gradients make one step; the negatives of the contrastive loss come
+            from one batch all the same.
         weight_decay: decoupled weight decay.
-        recorded_gaze, predicted_gaze: shares of the records whose gaze is recorded or predicted; the rest has none.
+        tasks: share of each task among the records; a record that lacks what its task needs gives its report.
+        recorded_gaze, predicted_gaze: shares of the records whose gaze is recorded or predicted; the rest has none. A
+            record without a recording has predicted gaze or none, in the same proportion.
+        recorded_gaze_end, predicted_gaze_end: the shares at the end, reached in a straight line; left out, they stay.
+        soft_gaze: lets the report loss reach the scanpath model through the expected map of dwell time.
+        reader_dropout: share of the records whose reader is hidden from a scanpath model that knows readers.
+        uncertain_findings: what a label of -1 means to the findings loss: `ignore`, `positive`, `negative` or `soft`.
+        gaze_attention_warmup: share of the stage over which the weight of the gaze attention loss grows to its full.
+        logging_steps, eval_steps, save_steps: steps between log entries, evaluations (left out: each epoch) and
+            checkpoints. A run that was cut off continues from the last checkpoint when the command is repeated.
     """
 
     name: str
     trainable: list[str]
     losses: LossWeights
     learning_rate: float = 3e-4
+    learning_rates: dict = field(default_factory=dict)
     epochs: float = 1.0
+    max_steps: int | None = None
     batch_size: int = 16
+    gradient_accumulation_steps: int = 1
     weight_decay: float = 0.05
+    tasks: dict = field(default_factory=lambda: {"report": 1.0})
     recorded_gaze: float = 0.5
     predicted_gaze: float = 0.3
+    recorded_gaze_end: float | None = None
+    predicted_gaze_end: float | None = None
+    soft_gaze: bool = False
+    reader_dropout: float = 0.5
+    uncertain_findings: str = "ignore"
+    gaze_attention_warmup: float = 0.0
+    logging_steps: int = 50
+    eval_steps: int | None = None
+    save_steps: int = 500
 
 
 @dataclass
@@ -120,9 +194,14 @@ class Recipe:
     Attributes:
         name: name of the recipe.
         output: folder of the trained model, in Hub layout.
-        data, tokenizer, model, stages: see there.
-        seed: seed of initial weights, order of the data and the mixing of gaze.
+        data, tokenizer, model, lora, stages: see there.
+        seed: seed of initial weights, order of the data and the mixing of gaze and tasks.
         num_workers: processes that decode images beside the training process.
+        device: `cuda`, `cpu`, or `auto` for a GPU where there is one.
+        precision: `fp32`, or `bf16` for mixed precision.
+        gradient_checkpointing: compute the towers' activations twice to keep fewer in memory.
+        compile: compile vision tower and language model with torch.compile.
+        report_to: experiment trackers, such as `tensorboard` or `wandb`.
     """
 
     name: str
@@ -131,8 +210,14 @@ class Recipe:
     model: ModelRecipe
     stages: list[StageRecipe]
     tokenizer: TokenizerRecipe = field(default_factory=TokenizerRecipe)
+    lora: LoraRecipe | None = None
     seed: int = 0
     num_workers: int = 0
+    device: str = "auto"
+    precision: str = "fp32"
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    report_to: list[str] = field(default_factory=list)
 
 
 def load_recipe(path: str, overrides: list[str] | None = None) -> Recipe:
@@ -160,7 +245,73 @@ def load_recipe(path: str, overrides: list[str] | None = None) -> Recipe:
         raise RecipeError(f"{file.name}: the recipe must be a mapping of keys to values, not {values!r}.")
     for override in overrides or []:
         apply_override(values, override)
-    return build(Recipe, values, file.name, "")
+    recipe = build(Recipe, values, file.name, "")
+    check(recipe, file.name)
+    return recipe
+
+
+def check(recipe: Recipe, file: str) -> None:
+    """Refuse values that no run can use.
+
+    Raises:
+        RecipeError: naming the key and what would be right.
+    """
+    from .tasks import TASKS
+
+    check_choice(recipe.device, DEVICES, file, "device")
+    check_choice(recipe.precision, PRECISIONS, file, "precision")
+    check_choice(recipe.model.quantization, QUANTIZATIONS, file, "model.quantization")
+    if recipe.model.checkpoint is None and not (recipe.model.vision and recipe.model.text):
+        raise RecipeError(f"{file}: model needs a checkpoint, or vision and text to start from nothing.")
+    if recipe.model.checkpoint is not None and (recipe.model.vision or recipe.model.text):
+        raise RecipeError(f"{file}: model has a checkpoint, whose towers are fixed: leave out vision and text.")
+    if recipe.model.quantization != "none" and not (recipe.lora and recipe.model.checkpoint):
+        raise RecipeError(f"{file}: model.quantization = 4bit needs model.checkpoint and lora.")
+    check_names(recipe.data.columns, COLUMNS, file, "data.columns")
+    if not recipe.stages:
+        raise RecipeError(f"{file}: stages is empty; a recipe needs at least one.")
+    if len({stage.name for stage in recipe.stages}) < len(recipe.stages):
+        raise RecipeError(f"{file}: two stages have the same name.")
+    for index, stage in enumerate(recipe.stages):
+        where = f"stages.{index}"
+        check_choice(stage.uncertain_findings, UNCERTAIN, file, f"{where}.uncertain_findings")
+        check_names(stage.tasks, TASKS, file, f"{where}.tasks")
+        check_names(stage.learning_rates, PARTS, file, f"{where}.learning_rates")
+        check_names(stage.trainable, PARTS, file, f"{where}.trainable")
+        if "vision_tower" in stage.trainable and recipe.model.quantization != "none":
+            raise RecipeError(f"{file}: {where}.trainable: quantized parts cannot learn; leave out vision_tower.")
+        if not any(vars(stage.losses).values()):
+            raise RecipeError(f"{file}: {where}.losses: every weight is 0; the stage has nothing to learn from.")
+        for start, end in (
+            (stage.recorded_gaze, stage.predicted_gaze),
+            (
+                stage.recorded_gaze if stage.recorded_gaze_end is None else stage.recorded_gaze_end,
+                stage.predicted_gaze if stage.predicted_gaze_end is None else stage.predicted_gaze_end,
+            ),
+        ):
+            if min(start, end) < 0 or start + end > 1 + 1e-9:
+                raise RecipeError(
+                    f"{file}: {where}: the shares of recorded and predicted gaze, {start} and {end}, must be at least "
+                    "0 and at most 1 together."
+                )
+        if not all(isinstance(share, (int, float)) and share >= 0 for share in stage.tasks.values()):
+            raise RecipeError(f"{file}: {where}.tasks: shares must be numbers of at least 0.")
+        if not sum(stage.tasks.values()):
+            raise RecipeError(f"{file}: {where}.tasks: one share must be above 0.")
+        if recipe.data.streaming and stage.max_steps is None:
+            raise RecipeError(f"{file}: {where}.max_steps is missing; streamed data do not say how many they are.")
+
+
+def check_choice(value: str, choices: tuple[str, ...], file: str, where: str) -> None:
+    if value not in choices:
+        raise RecipeError(f"{file}: {where} = {value!r} must be one of {', '.join(choices)}.")
+
+
+def check_names(names, known: tuple[str, ...], file: str, where: str) -> None:
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
+            raise RecipeError(f"{file}: {where}: unknown {name!r}; the nearest one is {near!r}.")
 
 
 def apply_override(values: dict, override: str) -> None:
@@ -212,6 +363,9 @@ def convert(kind, value, file: str, where: str):
         (item,) = typing.get_args(kind)
         return [convert(item, one, file, f"{where}.{index}") for index, one in enumerate(value)]
     allowed = typing.get_args(kind) or (kind,)
+    part = next((one for one in allowed if is_dataclass(one)), None)
+    if part is not None:
+        return None if value is None else build(part, value, file, f"{where}.")
     if float in allowed and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if (isinstance(value, bool) and bool not in allowed) or not isinstance(value, allowed):
@@ -236,7 +390,9 @@ def recipe_values(recipe: Recipe) -> dict:
 
 
 __all__ = [
+    "PARTS",
     "DataRecipe",
+    "LoraRecipe",
     "LossWeights",
     "ModelRecipe",
     "Recipe",

@@ -121,10 +121,10 @@ def test_gaze_is_mixed_by_its_shares(processor, recorded, predicted, expected):
 
 
 def test_the_shares_are_met_on_average(processor):
-    collator = ReportCollator(processor, 0.5, 0.3, seed=1)
-    gaze = np.array([[0.5, 0.5, 0.2]])
+    collator = ReportCollator(processor, 0.5, 0.3)
+    gaze, generator = np.array([[0.5, 0.5, 0.2]]), np.random.default_rng(1)
 
-    drawn = [collator.draw_source(gaze) for _ in range(2000)]
+    drawn = [collator.draw_source(gaze, generator) for _ in range(2000)]
 
     # Four standard deviations of a share of 2,000 draws are at most 4.5 %.
     for source, share in {"recorded": 0.5, "predicted": 0.3, "none": 0.2}.items():

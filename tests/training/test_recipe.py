@@ -68,8 +68,8 @@ def test_recipe_values_read_back_as_the_recipe(recipe):
 MISTAKES = [
     ({"overrides": ["data.pth=x"]}, r"unknown key data\.pth; the nearest one is data\.path"),
     (
-        {"overrides": ["stages.0.learning_rates=1.0"]},
-        r"unknown key stages\.0\.learning_rates.*stages\.0\.learning_rate",
+        {"overrides": ["stages.0.learning_rat=1.0"]},
+        r"unknown key stages\.0\.learning_rat.*stages\.0\.learning_rate",
     ),
     ({"overrides": ["seed=one"]}, "seed = 'one' must be of type int"),
     ({"overrides": ["seed=1.5"]}, "seed = 1.5 must be of type int"),
