@@ -15,12 +15,20 @@ from transformers.utils import logging as transformers_logging
 from . import __version__
 from .configuration_gaze2report import Gaze2ReportConfig
 from .modeling_gaze2report import RECORDED_GAZE, Gaze2ReportForConditionalGeneration, Gaze2ReportImageFeatures
-from .processing.errors import ModelError
-from .processing.evidence import Rereadings
+from .processing.anatomy import REGION_NAMES
+from .processing.errors import InputError, ModelError
+from .processing.evidence import Observation, Rereadings
+from .processing.grounding import GroundedText, Looking
 from .processing.image_processing_gaze2report import Film
 from .processing.processing_gaze2report import Gaze2ReportProcessor
+from .processing.report_labels import FINDINGS, label_sentence
 
 EMBEDDED_MODEL = "embedded"
+# How a report is written: by the language model alone; with boxes in the text; from findings that were named first.
+STRATEGIES = ("direct", "grounded", "structured")
+WRITERS = ("model", "template")
+# Longest answer to a question, phrase or box, in tokens.
+MAX_ANSWER_TOKENS = 96
 
 
 def embedded_folder() -> Path:
@@ -163,6 +171,8 @@ def read_films(
     gaze_source: str = "auto",
     max_new_tokens: int | None = None,
     num_scanpaths: int = 0,
+    strategy: str = "direct",
+    writer: str = "model",
 ) -> list[dict]:
     """Reports of one batch of films, as evidence records.
 
@@ -173,20 +183,54 @@ def read_films(
         gaze_source: `"auto"`, `"recorded"`, `"predicted"` or `"none"`, for all films.
         max_new_tokens: longest report in tokens; the model's own setting when left out.
         num_scanpaths: readings that are drawn to see how many agree on each finding; each costs a report more.
+        strategy: `"direct"`, the plain report; `"grounded"`, a report that the model writes with boxes in it;
+            `"structured"`, a report from the findings that were seen first. See `STRATEGIES`.
+        writer: of structured reports, `"model"` or `"template"` (sentences from the findings alone; no language model).
 
     Raises:
-        InputError: gaze that cannot be used, or `"recorded"` for a film without it.
+        InputError: gaze that cannot be used, or `"recorded"` for a film without it; an unknown strategy or writer.
     """
-    sequences, features, log_probs = generate_reports(reader, films, gaze, gaze_source, max_new_tokens)
-    return reader.processor.post_process_evidence(
-        sequences,
+    if strategy not in STRATEGIES:
+        raise InputError(f"There is no strategy {strategy!r}; use {', '.join(STRATEGIES)}.")
+    if writer not in WRITERS or (writer == "template" and strategy != "structured"):
+        raise InputError(f"writer {writer!r}: use 'model', or 'template' with the strategy 'structured'.")
+    processor = reader.processor
+    log_probs = attention = None
+    if strategy == "structured":
+        features = image_features(reader, films, gaze, gaze_source)
+        keywords = processor.post_process_findings(features, [(film.height, film.width) for film in films])
+        prompts = [processor.task_prompt("structured", findings=one) for one in keywords]
+    else:
+        features = None
+        prompts = [processor.task_prompt({"direct": "report"}.get(strategy, strategy))] * len(films)
+    if writer == "template":
+        reports = [processor.template_report(one) for one in keywords]
+    else:
+        reports, features, log_probs = generate_reports(
+            reader, films, gaze, gaze_source, max_new_tokens, prompts, features
+        )
+        attention = visual_gaze_attention(reader.model, reports, log_probs.shape[1], features)
+    return processor.post_process_evidence(
+        reports,
         features,
         list(films),
         token_log_probs=log_probs,
-        token_attention=visual_gaze_attention(reader.model, sequences, log_probs.shape[1], features),
+        token_attention=attention,
         rereadings=reread_films(reader, films, num_scanpaths, max_new_tokens) if num_scanpaths else None,
         model=reader.description,
+        strategy=strategy,
+        prompt=prompts,
     )
+
+
+def image_features(
+    reader: Reader, films: Sequence[Film], gaze: Sequence[np.ndarray | None] | None = None, gaze_source: str = "auto"
+) -> Gaze2ReportImageFeatures:
+    """What the films give before any text; see [`read_films`] for the arguments."""
+    inputs = reader.processor(images=list(films), gaze=gaze, gaze_source=gaze_source, return_tensors="pt")
+    inputs = inputs.to(reader.model.device)
+    images = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
+    return reader.model.get_image_features(**images, return_dict=True)
 
 
 @torch.inference_mode()
@@ -196,19 +240,32 @@ def generate_reports(
     gaze: Sequence[np.ndarray | None] | None = None,
     gaze_source: str = "auto",
     max_new_tokens: int | None = None,
+    prompts: Sequence[str] | None = None,
+    features: Gaze2ReportImageFeatures | None = None,
+    streamer=None,
 ) -> tuple[torch.Tensor, Gaze2ReportImageFeatures, torch.Tensor]:
     """The same before it is made readable; see [`read_films`] for the arguments.
+
+    Args:
+        prompts: what each film is asked, as the processor's `task_prompt` gives it; left out, the report.
+        features: what the films give, where it is known already.
+        streamer: of `generate`, for a single film.
 
     Returns:
         token ids (B, L) with the prompt, the features that the images gave, and the log probabilities (B, L_new) of the
         generated tokens.
     """
     model, processor = reader.model, reader.processor
-    inputs = processor(images=list(films), gaze=gaze, gaze_source=gaze_source, return_tensors="pt").to(model.device)
+    text = None if prompts is None else list(prompts)
+    inputs = processor(images=list(films), text=text, gaze=gaze, gaze_source=gaze_source, return_tensors="pt")
+    inputs = inputs.to(model.device)
     text = {name: inputs.pop(name) for name in ("input_ids", "attention_mask")}
     # The images are read once: the same features write the report and are its evidence.
-    features = model.get_image_features(**inputs, return_dict=True)
+    if features is None:
+        features = model.get_image_features(**inputs, return_dict=True)
     options = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+    if streamer is not None:
+        options["streamer"] = streamer
     generated = model.generate(
         **text,
         mm_encoder_outputs={"image": features},
@@ -218,6 +275,192 @@ def generate_reports(
     )
     log_probs = model.compute_transition_scores(generated.sequences, generated.scores, normalize_logits=True)
     return generated.sequences, features, log_probs
+
+
+# -- questions, phrases, boxes, order --------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def answer_questions(
+    reader: Reader,
+    films: Sequence[Film],
+    questions: Sequence[str],
+    gaze: Sequence[np.ndarray | None] | None = None,
+    gaze_source: str = "auto",
+    max_new_tokens: int = MAX_ANSWER_TOKENS,
+    streamer=None,
+) -> list[dict]:
+    """Answers to one question on each film of a batch, as evidence records of the task "ask".
+
+    Args:
+        reader, films, gaze, gaze_source: as for [`read_films`].
+        questions: one for each film, in plain words; placeholders and special tokens in them are words too.
+        max_new_tokens: longest answer in tokens.
+        streamer: of `generate`, for a single film.
+
+    Raises:
+        InputError: a question that is empty or does not fit into the model's context; gaze that cannot be used.
+    """
+    prompts = [
+        reader.processor.task_prompt("ask", question=one) for one in checked_batch(films, questions, "questions")
+    ]
+    return task_records(reader, films, "ask", prompts, gaze, gaze_source, max_new_tokens, streamer)
+
+
+@torch.inference_mode()
+def describe_boxes(
+    reader: Reader,
+    films: Sequence[Film],
+    boxes: Sequence[Sequence[float]],
+    gaze: Sequence[np.ndarray | None] | None = None,
+    gaze_source: str = "auto",
+    max_new_tokens: int = MAX_ANSWER_TOKENS,
+    streamer=None,
+) -> list[dict]:
+    """What is in one box of each film of a batch, as evidence records of the task "describe".
+
+    Args:
+        reader, films, gaze, gaze_source, max_new_tokens, streamer: as for [`answer_questions`].
+        boxes: x0, y0, x1, y1 in [0, 1] of each film.
+
+    Raises:
+        InputError: no box; gaze that cannot be used.
+    """
+    prompts = [
+        reader.processor.task_prompt("describe", box=box, film=film)
+        for film, box in zip(films, checked_batch(films, boxes, "boxes"), strict=True)
+    ]
+    return task_records(reader, films, "describe", prompts, gaze, gaze_source, max_new_tokens, streamer)
+
+
+@torch.inference_mode()
+def ground_phrases(
+    reader: Reader,
+    films: Sequence[Film],
+    phrases: Sequence[str],
+    gaze: Sequence[np.ndarray | None] | None = None,
+    gaze_source: str = "auto",
+    max_new_tokens: int = MAX_ANSWER_TOKENS,
+    streamer=None,
+) -> list[dict]:
+    """Where on each film of a batch a phrase is.
+
+    Args:
+        reader, films, gaze, gaze_source, max_new_tokens, streamer: as for [`answer_questions`].
+        phrases: one for each film: a finding, a region, or a sentence of a report.
+
+    Returns:
+        per film `phrase`, `boxes` (x0, y0, x1, y1 in [0, 1] of the film; empty where there is nothing), `answer` (a
+        sentence), `findings` that the phrase names with their probabilities, `image`, `model`, `warnings`.
+
+    Raises:
+        InputError: a phrase that is empty or does not fit into the model's context; gaze that cannot be used.
+    """
+    processor = reader.processor
+    prompts = [processor.task_prompt("ground", phrase=one) for one in checked_batch(films, phrases, "phrases")]
+    sequences, features, _ = generate_reports(
+        reader, films, gaze, gaze_source, max_new_tokens, prompts, streamer=streamer
+    )
+    texts = processor.post_process_grounding(processor.batch_decode_report(sequences), films)
+    observations = processor.post_process_observation(features, [(film.height, film.width) for film in films])
+    return [
+        phrase_record(reader, film, phrase, text, observation)
+        for film, phrase, text, observation in zip(films, phrases, texts, observations, strict=True)
+    ]
+
+
+def phrase_record(reader: Reader, film: Film, phrase: str, text: GroundedText, observation: Observation) -> dict:
+    boxes = [*text.loose_boxes, *(box for boxes in text.boxes for box in boxes)]
+    probability = dict(zip(FINDINGS, observation.finding_probabilities, strict=True))
+    threshold = dict(zip(FINDINGS, reader.processor.thresholds, strict=True))
+    names = [one["name"] for one in label_sentence(phrase)]
+    warnings = list(film.warnings)
+    if not names and not any(region in phrase.lower() for region in REGION_NAMES):
+        warnings.append("The phrase names no finding or region that the model knows.")
+    for name in names:
+        if boxes and probability[name] < threshold[name]:
+            warnings.append(f"There are boxes, but the probability of {name} is only {probability[name]:.2f}.")
+        elif not boxes and probability[name] >= threshold[name]:
+            warnings.append(f"There is no box, but the probability of {name} is {probability[name]:.2f}.")
+    found = "Found here." if boxes else "Nothing was found for this phrase."
+    return {
+        "image": {"name": film.name, "width": film.width, "height": film.height, "sha256": film.sha256},
+        "model": reader.description,
+        "task": "ground",
+        "phrase": phrase,
+        "boxes": [[round(side, 4) for side in box] for box in boxes],
+        "answer": text.text or found,
+        "findings": [{"name": name, "probability": round(float(probability[name]), 4)} for name in names],
+        "warnings": warnings,
+    }
+
+
+@torch.inference_mode()
+def observe_gaze(
+    reader: Reader,
+    films: Sequence[Film],
+    gaze: Sequence[np.ndarray],
+    max_new_tokens: int = MAX_ANSWER_TOKENS,
+) -> list[Looking]:
+    """What was seen with the fixations of one sentence: the sentence, clue boxes and observation box, per film.
+
+    Args:
+        reader, films: as for [`read_films`].
+        gaze: (N, 3) per film, x, y in [0, 1] of the film and duration in seconds.
+
+    Raises:
+        InputError: gaze that cannot be used.
+    """
+    prompts = [reader.processor.task_prompt("observe")] * len(films)
+    sequences, _, _ = generate_reports(reader, films, gaze, "recorded", max_new_tokens, prompts)
+    return reader.processor.post_process_looking(reader.processor.batch_decode_report(sequences), films)
+
+
+@torch.inference_mode()
+def recover_order(
+    reader: Reader, films: Sequence[Film], gaze: Sequence[np.ndarray], max_new_tokens: int = MAX_ANSWER_TOKENS
+) -> list[list[int] | None]:
+    """The order in time of shuffled fixations, or of parts of a reading shown as one fixation each.
+
+    Args:
+        reader, films: as for [`read_films`].
+        gaze: (K, 3) per film in any order; K is at least 2.
+
+    Returns:
+        per film the K indices of `gaze`, the one looked at first in front; `None` where the model gave no order.
+
+    Raises:
+        InputError: gaze that cannot be used.
+    """
+    processor = reader.processor
+    counts = [len(one) for one in gaze]
+    prompts = [processor.task_prompt("order", count=count) for count in counts]
+    sequences, _, _ = generate_reports(reader, films, gaze, "recorded", max_new_tokens, prompts)
+    return processor.post_process_order(processor.batch_decode_report(sequences), counts)
+
+
+def checked_batch(films: Sequence[Film], asked: Sequence, name: str) -> Sequence:
+    if len(films) != len(asked):
+        raise InputError(f"{len(asked)} {name} were given for {len(films)} films: give one for each.")
+    return asked
+
+
+def task_records(
+    reader: Reader, films: Sequence[Film], task: str, prompts: list[str], gaze, gaze_source, max_new_tokens, streamer
+) -> list[dict]:
+    sequences, features, log_probs = generate_reports(
+        reader, films, gaze, gaze_source, max_new_tokens, prompts, streamer=streamer
+    )
+    return reader.processor.post_process_evidence(
+        sequences,
+        features,
+        list(films),
+        token_log_probs=log_probs,
+        token_attention=visual_gaze_attention(reader.model, sequences, log_probs.shape[1], features),
+        model=reader.description,
+        task=task,
+        prompt=prompts,
+    )
 
 
 @torch.inference_mode()
@@ -334,13 +577,21 @@ def predict_scanpaths(reader: Reader, film: Film, num_samples: int = 1, temperat
 
 __all__ = [
     "EMBEDDED_MODEL",
+    "STRATEGIES",
+    "WRITERS",
     "Reader",
+    "answer_questions",
     "choose_device",
+    "describe_boxes",
     "embedded_folder",
     "generate_reports",
+    "ground_phrases",
+    "image_features",
     "load_reader",
+    "observe_gaze",
     "predict_scanpaths",
     "read_films",
+    "recover_order",
     "reread_films",
     "visual_gaze_attention",
 ]

@@ -590,7 +590,7 @@ class Gaze2ReportProcessor(ProcessorMixin):
         the text.
 
         Args:
-            sequences: (B, L) generated token ids.
+            sequences: (B, L) generated token ids, or B finished texts.
             image_features: output of the model's `get_image_features` for the same films.
             images: the films as they were given to the processor, B of them.
             token_log_probs: (B, L_new) log probabilities of the generated tokens, as `compute_transition_scores` gives
@@ -605,7 +605,8 @@ class Gaze2ReportProcessor(ProcessorMixin):
             InputError: the numbers of reports, images and features differ.
         """
         films = [load_film(image) for study in group_images(images) for image in study]
-        reports = self.batch_decode_report(sequences)
+        is_text = len(sequences) > 0 and isinstance(sequences[0], str)
+        reports = list(sequences) if is_text else self.batch_decode_report(sequences)
         if not len(reports) == len(films) == len(image_features.fixations):
             raise InputError(
                 f"{len(reports)} reports, {len(films)} images and features of {len(image_features.fixations)} images "
