@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from . import task_commands
 from .processing.errors import Gaze2ReportError, InputError
 
 NOTICE = "Research software. Not for clinical use."
@@ -52,13 +53,17 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     register_report(subparsers)
     register_scanpath(subparsers)
+    task_commands.register(subparsers)
+    register_assemble(subparsers)
     register_train(subparsers)
     register_evaluate(subparsers)
+    from .hub_space import commands as hub_commands
     from .processing.datasets import commands as dataset_commands
     from .processing.metrics import commands as metric_commands
 
     dataset_commands.register(subparsers)
     metric_commands.register(subparsers)
+    hub_commands.register(subparsers)
     for command in set(subparsers.choices.values()):
         command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
@@ -106,7 +111,18 @@ def register_report(subparsers) -> None:
         help="auto: recorded where --gaze has it, else predicted (default: auto)",
     )
     parser.add_argument(
-        "--strategy", default="direct", choices=("direct",), help="direct: the language model's plain report"
+        "--strategy",
+        default="direct",
+        choices=("direct", "grounded", "structured"),
+        help="direct: the language model's plain report; grounded: it writes boxes beside its sentences; structured: "
+        "it writes from the findings that were seen first (default: direct)",
+    )
+    parser.add_argument(
+        "--writer",
+        default="model",
+        choices=("model", "template"),
+        help="of structured reports; template: fixed sentences from the findings alone, the same every time, without "
+        "the language model (default: model)",
     )
     parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="films at once (default: 8)")
     parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="longest report, in tokens")
@@ -120,6 +136,8 @@ def run_report(args) -> int:
     from .inference import load_reader, read_films
 
     paths = [Path(image) for image in args.images] or [bundled_film()]
+    if args.writer == "template" and args.strategy != "structured":
+        raise InputError("--writer template writes structured reports: add --strategy structured.")
     if args.gaze_source == "recorded" and not args.gaze:
         raise InputError("--gaze-source recorded needs the recording: give --gaze FILE.")
     recordings = GazeFile(args.gaze, args.gaze_format, len(set(paths)) == 1) if args.gaze else None
@@ -147,7 +165,15 @@ def run_report(args) -> int:
             if not readings:
                 continue
             _, films, gaze = zip(*readings, strict=True)
-            records = read_films(reader, films, gaze, args.gaze_source, args.max_new_tokens)
+            records = read_films(
+                reader,
+                films,
+                gaze,
+                args.gaze_source,
+                args.max_new_tokens,
+                strategy=args.strategy,
+                writer=args.writer,
+            )
             for (path, film, _), record in zip(readings, records, strict=True):
                 if out is None:
                     print_report(path, record, len(paths) > 1)
@@ -435,6 +461,61 @@ def run_scanpath(args) -> int:
         write_text(args.out, text)
     else:
         print(text, end="")
+    return 0
+
+
+# -- assemble ---------------------------------------------------------------------------------------------------------
+
+
+def register_assemble(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "assemble",
+        help="put an untrained model together from pretrained backbones",
+        description="Put a full-size model together from a pretrained image encoder and a pretrained language model; "
+        "what stands between them is new and untrained. Train it with `gaze2report train`.",
+    )
+    parser.add_argument(
+        "--vision", required=True, metavar="ID", help="image encoder with a square grid of patches: folder or Hub id"
+    )
+    parser.add_argument("--text", required=True, metavar="ID", help="causal language model: folder or Hub id")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the model, in Hub layout")
+    parser.add_argument("--tokenizer", metavar="ID", help="its tokenizer, where that stands elsewhere")
+    parser.add_argument(
+        "--image-size",
+        type=positive,
+        metavar="N",
+        help="side of the square film in pixels, for towers that take any (default: the tower's own)",
+    )
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        help="of the backbones (default: as the language model is stored); the gaze parts are float32",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the new parts' weights (default: 0)")
+    parser.add_argument("--offline", action="store_true", help="never ask the Hub")
+    parser.set_defaults(run=run_assemble)
+
+
+def run_assemble(args) -> int:
+    from .hub_space.export import check_target, export_model
+
+    try:
+        from .training.assemble import assemble
+    except ModuleNotFoundError as error:
+        raise InputError(f'assembling needs the package {error.name}: pip install "gaze2report[train]"') from error
+    check_target(args.out)
+    assembly = assemble(args.vision, args.text, args.tokenizer, args.image_size, args.dtype, args.offline, args.seed)
+    folder = export_model(assembly.model, assembly.processor, args.out)
+    print(assembly.table())
+    config = assembly.model.config
+    print(
+        f"Films of {config.image_size} x {config.image_size} pixels, {config.grid_size} x {config.grid_size} patches, "
+        f"{config.num_visual_gaze_tokens} visual-gaze tokens."
+    )
+    for note in assembly.notes:
+        print(note)
+    print(folder)
     return 0
 
 
