@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from .phantom_anatomy import (
+    NORMAL_HEART,
     SIDES,
     SIGN,
     ZONES,
@@ -19,8 +20,11 @@ from .phantom_anatomy import (
     Layers,
     clavicle_line,
     clip01,
+    hilum_center,
     power_noise,
+    resize,
     rib_y,
+    round_profile,
     smooth_step,
 )
 
@@ -240,12 +244,13 @@ def shape_anatomy(anatomy: Anatomy, findings: list[Finding]) -> Anatomy:
     changed = replace(anatomy, dome=dict(anatomy.dome))
     for finding in findings:
         if finding.category == "Cardiomegaly":
-            # the diameter ends between 0.50 and 0.70 of the thorax
-            changed.heart_diameter = (0.50 + 0.20 * finding.strength) * 2 * anatomy.half_width
+            # from just above the widest normal heart of the projection
+            share = NORMAL_HEART[anatomy.view] + 0.005 + 0.155 * finding.strength
+            changed.heart_diameter = share * 2 * anatomy.half_width
             changed.heart_top -= 0.03 * finding.strength
         elif finding.category == "Enlarged Cardiomediastinum":
-            changed.mediastinum = anatomy.mediastinum * (1.18 + 0.85 * finding.strength)
-            changed.knob = anatomy.knob * (1.0 + 0.5 * finding.strength)
+            changed.mediastinum = anatomy.mediastinum * (1.12 + 0.50 * finding.strength)
+            changed.knob = anatomy.knob * (1.0 + 0.4 * finding.strength)
         elif finding.kind == "basal atelectasis":
             for side in _sides(finding):
                 changed.dome[side] -= 0.02 + 0.06 * finding.strength
@@ -267,7 +272,8 @@ def _sides(finding: Finding) -> tuple[str, ...]:
 def _heart(finding, anatomy, canvas, layers, rng):
     c, d = anatomy.center, anatomy.heart_diameter
     bottom = 0.5 * (anatomy.dome["left"] + anatomy.dome["right"]) + 0.03
-    finding.boxes.append((c - 0.35 * d, anatomy.heart_top, c + 0.66 * d, bottom))
+    left = anatomy.heart_axis * d
+    finding.boxes.append((c + left - d, anatomy.heart_top, c + left + 0.01 * d, bottom))
 
 
 def _mediastinum(finding, anatomy, canvas, layers, rng):
@@ -279,33 +285,32 @@ def _texture(seed: int, canvas: Canvas, low_cut: float = 4.0) -> np.ndarray:
     return power_noise(np.random.default_rng(seed), canvas.size, 1.5, low_cut)
 
 
-def _inside(anatomy: Anatomy, canvas: Canvas, side: str, layers: Layers) -> np.ndarray:
-    return layers.reach[side]
-
-
-def _add_haze(layers: Layers, haze: np.ndarray) -> None:
-    layers.haze = 1.0 - (1.0 - layers.haze) * (1.0 - clip01(haze))
+def _add_haze(layers: Layers, haze: np.ndarray, at=...) -> None:
+    """Lays water density over what is there; `haze` has the coarse grid's pixels, or those of `at`."""
+    layers.haze[at] = 1.0 - (1.0 - layers.haze[at]) * (1.0 - clip01(haze))
 
 
 def _hazy(finding, anatomy, canvas, layers, rng):
+    coarse = canvas.coarse
     x, y = anatomy.lung_point(finding.side, *finding.place)
     rx, ry = 0.05 + 0.05 * finding.strength + rng.uniform(0, 0.02), 0.05 + 0.06 * finding.strength
-    d = canvas.blob(x, y, rx * 1.5, ry * 1.5, rng.uniform(-0.6, 0.6))
-    field = smooth_step((1.15 - d) * 0.9 + 0.10 * _texture(finding.seed, canvas))
-    _add_haze(layers, (0.18 + 0.50 * finding.strength) * field * _inside(anatomy, canvas, finding.side, layers))
+    d = coarse.blob(x, y, rx * 1.5, ry * 1.5, rng.uniform(-0.6, 0.6))
+    field = smooth_step((1.15 - d) * 0.9 + 0.10 * _texture(finding.seed, coarse))
+    _add_haze(layers, (0.18 + 0.50 * finding.strength) * field * layers.reach[finding.side])
     finding.boxes.append((x - 1.3 * rx, y - 1.3 * ry, x + 1.3 * rx, y + 1.3 * ry))
 
 
 def _consolidation(finding, anatomy, canvas, layers, rng):
+    coarse = canvas.coarse
     x, y = anatomy.lung_point(finding.side, *finding.place)
     rx, ry = 0.055 + 0.07 * finding.strength, 0.055 + 0.07 * finding.strength
-    d = canvas.blob(x, y, rx, ry, rng.uniform(-0.4, 0.4)) + 0.22 * _texture(finding.seed, canvas)
+    d = coarse.blob(x, y, rx, ry, rng.uniform(-0.4, 0.4)) + 0.22 * _texture(finding.seed, coarse)
     field = smooth_step((1.1 - d) * 1.9)
     bottom = y + ry
     if finding.side == "right" and finding.zone == "upper":
         bottom = y + 0.45 * ry
-        field = field * smooth_step((bottom - canvas.Y) / 0.008)
-    field = field * _inside(anatomy, canvas, finding.side, layers)
+        field *= smooth_step((bottom - coarse.Y) / 0.008)
+    field *= layers.reach[finding.side]
     _add_haze(layers, (0.42 + 0.5 * finding.strength) * field)
     sign = SIGN[finding.side]
     tubes = []
@@ -314,11 +319,14 @@ def _consolidation(finding, anatomy, canvas, layers, rng):
         x0, y0 = x - sign * rx * rng.uniform(0.3, 0.9), y + ry * rng.uniform(-0.5, 0.4)
         reach = rng.uniform(0.7, 1.2) * rx
         tubes.append(([(x0, y0), (x0 + sign * reach * math.cos(angle), y0 + reach * math.sin(angle))], 0.007, 0.9))
-    layers.extra -= 0.22 * canvas.strokes(tubes, soft=0.0015) * field
+    at, values = canvas.strokes(tubes, soft=0.0015)
+    layers.extra[at] -= 0.22 * values * resize(field, canvas.size)[at]
     finding.boxes.append((x - rx, y - ry, x + rx, bottom))
 
 
 def _patchy(finding, anatomy, canvas, layers, rng):
+    coarse = canvas.coarse
+    texture = clip01(0.75 + 0.35 * _texture(finding.seed, coarse, 9.0))
     for side in _sides(finding):
         x, y = anatomy.lung_point(side, *finding.place)
         reach = 0.05 + 0.06 * finding.strength
@@ -327,14 +335,14 @@ def _patchy(finding, anatomy, canvas, layers, rng):
         for _ in range(int(4 + 3 * finding.strength)):
             px, py = x + rng.normal(0, 0.55 * reach), y + rng.normal(0, 0.55 * reach)
             radius = rng.uniform(0.35, 0.75) * reach
-            total = np.maximum(
-                total, smooth_step((1.3 - canvas.blob(px, py, radius, radius)) * 0.8) * rng.uniform(0.6, 1.0)
-            )
+            wide = 1.15 * radius
+            at = coarse.window(px - wide, py - wide, px + wide, py + wide)
+            patch = smooth_step((1.3 - coarse.blob(px, py, radius, radius, at=at)) * 0.8) * rng.uniform(0.6, 1.0)
+            total[at] = np.maximum(total[at], patch)
             low = [min(low[0], px - radius), min(low[1], py - radius)]
             high = [max(high[0], px + radius), max(high[1], py + radius)]
-        total = (
-            total * clip01(0.75 + 0.35 * _texture(finding.seed, canvas, 9.0)) * _inside(anatomy, canvas, side, layers)
-        )
+        total *= texture
+        total *= layers.reach[side]
         _add_haze(layers, (0.26 + 0.62 * finding.strength) * total)
         finding.boxes.append(_within_lung(anatomy, side, (low[0], low[1], high[0], high[1])))
 
@@ -346,127 +354,161 @@ def _within_lung(anatomy: Anatomy, side: str, box):
 
 
 def _edema(finding, anatomy, canvas, layers, rng):
-    s = finding.strength
-    texture = _texture(finding.seed, canvas, 12.0)
+    s, coarse = finding.strength, canvas.coarse
+    texture = _texture(finding.seed, coarse, 12.0)
+    heavier = float(rng.uniform(-0.3, 0.3))  # one side is often worse
+    low = float(rng.uniform(-0.05, 0.09))  # and the haze lies higher or lower
     for side in SIDES:
-        sign, hy = SIGN[side], anatomy.hilum_y[side] + 0.06
-        hx = sign * (anatomy.mediastinum + 0.055) + anatomy.center
-        d = canvas.blob(hx, hy, 0.12 + 0.07 * s, 0.17 + 0.08 * s)
+        sign = SIGN[side]
+        hx, hy = hilum_center(anatomy, side)
+        d = coarse.blob(hx, hy + low, 0.12 + 0.07 * s, 0.17 + 0.08 * s)
         wing = np.exp(-0.9 * d) * layers.reach[side]
-        _add_haze(layers, (0.05 + 0.65 * s) * wing * (0.95 + 0.07 * texture))
+        _add_haze(layers, (0.07 + 0.53 * s) * (1.0 + sign * heavier) * wing * (0.95 + 0.07 * texture))
         lines = []
         for _ in range(int(4 + 14 * s)):  # septal lines meet the side wall at right angles
             y = rng.uniform(anatomy.dome[side] - 0.16, anatomy.angle_y[side] - 0.05)
             edge = float(anatomy.cage(y)) - 0.008
             length = rng.uniform(0.015, 0.032)
             lines.append(([(sign * edge, y), (sign * (edge - length), y + rng.normal(0, 0.002))], 0.0026, 0.8))
-        layers.extra += (0.02 + 0.18 * s) * canvas.strokes(lines, soft=0.0008) * layers.reach[side]
-        finding.boxes.append(_within_lung(anatomy, side, (hx - 0.15, hy - 0.18, hx + 0.15, hy + 0.18)))
-    cephalad = smooth_step((anatomy.dome["right"] - 0.10 - canvas.Y) / 0.3)
-    layers.vessels = layers.vessels * (1.0 + (0.10 + 0.6 * s) * cephalad)
-    both = layers.reach["left"] + layers.reach["right"]
-    layers.extra += (0.002 + 0.013 * s) * texture * both
+        at, values = canvas.strokes(lines, soft=0.0008)
+        layers.extra[at] += (0.03 + 0.20 * s) * values * layers.fine_reach(side)[at]
+        box = (hx - 0.15, hy + low - 0.18, hx + 0.15, hy + low + 0.18)
+        finding.boxes.append(_within_lung(anatomy, side, box))
+    top = anatomy.dome["right"] - 0.10
+    layers.vessels *= canvas.of_height(lambda y: 1.0 + (0.08 + 0.45 * s) * smooth_step((top - y) / 0.3))
+    layers.broad += (0.004 + 0.020 * s) * texture * (layers.reach["left"] + layers.reach["right"])
 
 
 def _effusion(finding, anatomy, canvas, layers, rng):
     uneven = rng.uniform(0.75, 1.0, 2)
+    coarse = canvas.coarse
     for k, side in enumerate(_sides(finding)):
         s = finding.strength * (uneven[k] if finding.side == "bilateral" else 1.0)
-        sign = SIGN[side]
-        distance = canvas.X * np.float32(sign)
+        sign, angle = SIGN[side], anatomy.angle_y[side]
         height = 0.030 + 0.05 * s + 0.34 * max(0.0, s - 0.35) ** 1.5  # of the fluid above the costophrenic angle
-        u = clip01(distance / anatomy.half_width)
-        level = anatomy.angle_y[side] - height - (0.025 + 0.075 * s) * clip01((u - 0.45) / 0.55) ** 2.5
-        level = level + 0.12 * (1 - s) * clip01(0.75 - u)
-        fluid = smooth_step((canvas.Y - level) / (0.018 + 0.03 * s) + 0.5)
-        wall = smooth_step((canvas.of_height(anatomy.cage) + 0.01 - distance) / 0.01) * smooth_step(
-            (distance - 0.03) / 0.02
-        )
-        fluid = fluid * wall * smooth_step((anatomy.angle_y[side] + 0.03 - canvas.Y) / 0.02)
-        _add_haze(layers, (0.72 + 0.26 * s) * fluid)
-        layers.extra += (0.05 + 0.12 * s) * fluid * layers.reach[side]
-        if anatomy.view == "AP" and s > 0.4:
-            _add_haze(layers, 0.18 * s * layers.reach[side] * smooth_step((canvas.Y - anatomy.apex) / 0.6))
-        top = anatomy.angle_y[side] - height - (0.025 + 0.075 * s)
+        top = angle - height - (0.025 + 0.075 * s)
+
+        def surface(d, s=s, top=top):
+            u = clip01(d / anatomy.half_width)
+            rise = (0.025 + 0.075 * s) * (1.0 - clip01((u - 0.45) / 0.55) ** 2.5)
+            return top + rise + 0.12 * (1 - s) * clip01(0.75 - u)
+
+        at = coarse.window(0.0, top - 0.05, sign * 0.5, angle + 0.06)
+        distance, y = coarse.X[at] * np.float32(sign), coarse.Y[at]
+        fluid = smooth_step((y - coarse.of_distance(surface, at)) * np.float32(1 / (0.018 + 0.03 * s)) + 0.5)
+        fluid *= smooth_step((coarse.of_height(anatomy.cage, at) + 0.01 - distance) / 0.01)
+        fluid *= smooth_step((distance - 0.03) / 0.02)
+        fluid *= smooth_step((angle + 0.03 - y) / 0.02)
+        _add_haze(layers, (0.72 + 0.26 * s) * fluid, at)
+        layers.broad[at] += (0.05 + 0.12 * s) * fluid * layers.reach[side][at]
+        if anatomy.view == "AP" and s > 0.4:  # fluid behind the lung of a patient who lies
+            veil = coarse.of_height(lambda y, s=s: 0.18 * s * smooth_step((y - anatomy.apex) / 0.6))
+            _add_haze(layers, layers.reach[side] * veil)
         inner = 0.05 if s > 0.45 else max(0.05, anatomy.half_width - 0.14 - 0.2 * s)
-        finding.boxes.append((sign * inner, top, sign * anatomy.half_width, anatomy.angle_y[side] + 0.01))
+        finding.boxes.append((sign * inner, top, sign * anatomy.half_width, angle + 0.01))
 
 
 def _pneumothorax(finding, anatomy, canvas, layers, rng):
     s, side = finding.strength, finding.side
     sign = SIGN[side]
-    distance = canvas.X * np.float32(sign)
     span = anatomy.dome[side] - anatomy.apex
     depth = 0.022 + 0.10 * s  # of the air at the apex
     reach = 0.35 + 0.55 * s  # how far down the side wall it runs
-    down = clip01((canvas.Y - anatomy.apex) / span / reach)
-    inset = (0.012 + 0.095 * s) * (1.0 - down**2.0)
-    lung_edge = canvas.of_height(lambda y: anatomy.cage(y - depth * 0.9)) - inset
-    gap = distance - lung_edge  # positive in the air
-    inside = layers.reach[side] * smooth_step((1.0 - down) * 8.0)
-    air = smooth_step(gap / 0.004 + 0.5) * inside
-    layers.vessels = layers.vessels * (1.0 - 0.97 * air)
-    layers.lung = layers.lung * (1.0 + 0.16 * air)
+
+    def lung_edge(y):
+        down = clip01((y - anatomy.apex) / span / reach)
+        return anatomy.cage(y - depth * 0.9) - (0.012 + 0.095 * s) * (1.0 - down**2.0)
+
+    def ends(y):
+        return smooth_step((1.0 - clip01((y - anatomy.apex) / span / reach)) * 8.0)
+
+    def air_of(grid):
+        at = grid.window(0.0, anatomy.apex - 0.1, sign * 0.5, anatomy.apex + reach * span + 0.01)
+        gap = grid.X[at] * np.float32(sign) - grid.of_height(lung_edge, at)  # positive in the air
+        inside = resize(layers.reach[side], grid.size)[at] * grid.of_height(ends, at)
+        return at, gap, inside
+
+    at, gap, inside = air_of(canvas)
+    layers.vessels[at] *= 1.0 - 0.97 * smooth_step(gap / 0.004 + 0.5) * inside
+    layers.extra[at] += (0.12 + 0.08 * s) * np.exp(-((gap / 0.0028) ** 2)) * inside
+    at, gap, inside = air_of(canvas.coarse)
+    air = np.zeros_like(layers.haze)
+    air[at] = smooth_step(gap / 0.004 + 0.5) * inside
+    layers.lung *= 1.0 + 0.16 * air
     if s > 0.55:  # a collapsed lung is denser
         _add_haze(layers, 0.30 * (s - 0.45) * (1.0 - air) * layers.reach[side])
-    line = np.exp(-((gap / 0.0028) ** 2)) * inside
-    layers.extra += (0.12 + 0.08 * s) * line
     bottom = anatomy.apex + reach * span
     widest = float(anatomy.cage(min(bottom, anatomy.apex + 0.7 * span)))
-    top_inner = max(0.06, float(anatomy.cage(anatomy.apex + depth)) - 0.10 - inset.max())
+    top_inner = max(0.06, float(anatomy.cage(anatomy.apex + depth)) - 0.112 - 0.095 * s)
     finding.boxes.append((sign * top_inner, anatomy.apex - 0.005, sign * widest, anatomy.apex + 0.75 * reach * span))
 
 
 def _pleural(finding, anatomy, canvas, layers, rng):
     s, side = finding.strength, finding.side
-    sign = SIGN[side]
-    distance = canvas.X * np.float32(sign)
-    cage = canvas.of_height(anatomy.cage)
-    wave = 0.5 + 0.35 * _texture(finding.seed, canvas, 5.0)
-    if finding.kind == "apical cap":
-        thick = (0.014 + 0.042 * s) * clip01(wave + 0.3)
-        top = anatomy.apex + 0.075 * ((distance - 0.38 * anatomy.half_width) / (0.36 * anatomy.half_width)) ** 2
-        rind = smooth_step((thick - (canvas.Y - top)) / 0.010) * layers.reach[side]
-        rind = rind * smooth_step((anatomy.apex + 0.11 - canvas.Y) / 0.04)
-        box = (sign * 0.05, anatomy.apex - 0.005, sign * float(anatomy.cage(anatomy.apex + 0.07)), anatomy.apex + 0.06)
-    elif finding.kind == "pleural thickening":
-        thick = (0.012 + 0.040 * s) * clip01(wave + 0.4)
-        top, bottom = anatomy.dome[side] - 0.14 - 0.15 * s, anatomy.angle_y[side]
-        rind = smooth_step((thick - (cage - distance)) / 0.008) * smooth_step((cage + 0.004 - distance) / 0.004)
-        rind = rind * smooth_step((canvas.Y - top) / 0.05) * smooth_step((bottom - canvas.Y) / 0.03)
-        box = (sign * (anatomy.half_width - 0.06), top, sign * (anatomy.half_width + 0.005), bottom)
-    else:
-        rind = np.zeros_like(layers.haze)
+    sign, coarse = SIGN[side], canvas.coarse
+    if finding.kind == "pleural plaques":
         low, high = [9.0, 9.0], [-9.0, -9.0]
+        rind = np.zeros_like(layers.extra)
         for _ in range(int(2 + 4 * s)):
             x, y = anatomy.lung_point(side, rng.uniform(0.35, 0.95), rng.uniform(0.45, 0.95))
-            rx, ry = rng.uniform(0.014, 0.034), rng.uniform(0.006, 0.014)
-            plaque = canvas.blob(x, y, rx, ry, rng.uniform(-0.9, 0.9)) + 0.3 * (wave - 0.5)
-            rind = np.maximum(rind, smooth_step((1.1 - plaque) * 2.2))
+            rx, ry = rng.uniform(0.014, 0.030) + 0.016 * s, rng.uniform(0.006, 0.012) + 0.008 * s
+            at = canvas.window(x - 1.2 * rx, y - 1.2 * rx, x + 1.2 * rx, y + 1.2 * rx)
+            plaque = _lobulated(canvas, rng, x, y, rx, ry, 0.15, at)
+            rind[at] = np.maximum(rind[at], smooth_step((1.1 - plaque) * 2.2))
             low = [min(low[0], x - rx), min(low[1], y - rx)]
             high = [max(high[0], x + rx), max(high[1], y + rx)]
-        layers.extra += (0.10 + 0.22 * s) * rind
+        layers.extra += (0.12 + 0.36 * s) * rind
         finding.boxes.append((low[0], low[1], high[0], high[1]))
         return
-    _add_haze(layers, (0.45 + 0.4 * s) * rind)
-    layers.extra += (0.06 + 0.14 * s) * rind
+    wave = 0.5 + 0.35 * _texture(finding.seed, coarse, 5.0)
+    distance = coarse.X * np.float32(sign)
+    if finding.kind == "apical cap":
+        thick = (0.014 + 0.060 * s) * clip01(wave + 0.3)
+        middle, width = 0.38 * anatomy.half_width, 0.36 * anatomy.half_width
+        top = coarse.of_distance(lambda d: anatomy.apex + 0.075 * ((d - middle) / width) ** 2)
+        rind = smooth_step((thick - (coarse.Y - top)) / 0.010) * layers.reach[side]
+        rind *= coarse.of_height(lambda y: smooth_step((anatomy.apex + 0.11 - y) / 0.04))
+        box = (sign * 0.05, anatomy.apex - 0.005, sign * float(anatomy.cage(anatomy.apex + 0.07)), anatomy.apex + 0.06)
+    else:  # pleural thickening
+        depth = coarse.of_height(anatomy.cage) - distance  # inside the wall
+        thick = (0.012 + 0.058 * s) * clip01(wave + 0.4)
+        top, bottom = anatomy.dome[side] - 0.14 - 0.15 * s, anatomy.angle_y[side]
+        rind = smooth_step((thick - depth) / 0.008) * smooth_step((depth + 0.004) / 0.004)
+        rind *= coarse.of_height(lambda y: smooth_step((y - top) / 0.05) * smooth_step((bottom - y) / 0.03))
+        box = (sign * (anatomy.half_width - 0.06), top, sign * (anatomy.half_width + 0.005), bottom)
+    _add_haze(layers, (0.45 + 0.45 * s) * rind)
+    layers.broad += (0.06 + 0.22 * s) * rind
     finding.boxes.append(box)
+
+
+def _lobulated(canvas, rng, x, y, rx, ry, depth, at) -> np.ndarray:
+    """Squared distance from the centre of a body with an uneven outline: 1 on its edge."""
+    d = canvas.blob(x, y, rx, ry, rng.uniform(-0.9, 0.9), at)
+    angle = np.arctan2(canvas.Y[at] - np.float32(y), canvas.X[at] - np.float32(x))
+    phases = rng.uniform(0, 2 * math.pi, 3)
+    uneven = sum(
+        np.cos(lobes * angle + np.float32(phase)) / lobes for lobes, phase in zip((2, 3, 5), phases, strict=True)
+    )
+    return d * (1.0 + np.float32(depth) * uneven)
 
 
 def _fracture(finding, anatomy, canvas, layers, rng):
     s, side = finding.strength, finding.side
     sign = SIGN[side]
+
+    def add(amount, items, soft):
+        at, values = canvas.strokes(items, soft)
+        layers.extra[at] += amount * values
+
     if finding.kind == "clavicle fracture":
         line = clavicle_line(anatomy, side)
         k = int(rng.integers(5, 9))
         (x0, y0), (x1, y1) = line[k], line[k + 1]
         x, y = (x0 + x1) / 2, (y0 + y1) / 2
-        layers.bone -= 0.42 * canvas.strokes(
-            [([(x - 0.005, y - 0.02), (x + 0.005, y + 0.02)], 0.009, 1.0)], soft=0.0012
-        )
-        drop = 0.008 + 0.02 * s
+        add(-0.42, [([(x - 0.005, y - 0.02), (x + 0.005, y + 0.02)], 0.009 + 0.006 * s, 1.0)], 0.0012)
+        drop = 0.008 + 0.028 * s
         tail = [(px, py + drop) for px, py in line[k + 1 : k + 4]]
-        layers.bone += 0.40 * canvas.strokes([(tail, 0.024, 0.9)], soft=0.002)
+        add(0.40, [(tail, 0.024, 0.9)], 0.002)
         finding.boxes.append((x - 0.04, y - 0.035, x + 0.04, y + 0.035))
         return
     first = {"upper": 3, "mid": 5, "lower": 7}[finding.zone]
@@ -478,41 +520,54 @@ def _fracture(finding, anatomy, canvas, layers, rng):
         x = sign * place * float(anatomy.cage(y))
         below = rib_y(anatomy, rib, min(1.0, place + 0.05))
         slope = (below - y) / (0.05 * float(anatomy.cage(y)))
-        step = 0.005 + 0.012 * s
-        cuts.append(([(x - sign * 0.003, y - 0.018), (x + sign * 0.003, y + 0.018)], 0.005 + 0.004 * s, 1.0))
+        step = 0.005 + 0.018 * s
+        cuts.append(([(x - sign * 0.003, y - 0.018), (x + sign * 0.003, y + 0.018)], 0.005 + 0.006 * s, 1.0))
         for way in (-1, 1):
-            x1 = x + sign * way * 0.026
+            x1 = x + sign * way * 0.030
             ends.append(
-                ([(x + sign * way * 0.003, y + way * step), (x1, y + way * step + way * 0.026 * slope)], 0.012, 0.9)
+                ([(x + sign * way * 0.003, y + way * step), (x1, y + way * step + way * 0.030 * slope)], 0.014, 0.9)
             )
-        finding.boxes.append((x - 0.032, y - 0.032, x + 0.032, y + 0.032))
-    layers.bone += (0.16 + 0.22 * s) * canvas.strokes(ends, soft=0.0015)
-    layers.bone -= (0.25 + 0.20 * s) * canvas.strokes(cuts, soft=0.0012)
+        # blood under the pleura bulges into the lung
+        bx, radius = x - sign * 0.012, 0.018 + 0.020 * s
+        at = canvas.window(bx - radius, y - 1.3 * radius, bx + radius, y + 1.3 * radius)
+        bulge = round_profile(1.0 - canvas.blob(bx, y, 0.8 * radius, 1.2 * radius, at=at))
+        layers.extra[at] += (0.04 + 0.22 * s) * bulge
+        finding.boxes.append((x - 0.036, y - 0.036, x + 0.036, y + 0.036))
+    add(0.18 + 0.36 * s, ends, 0.0015)
+    add(-(0.25 + 0.20 * s), cuts, 0.0012)
+
+
+def lesion_radius(kind: str, strength: float) -> float:
+    """Radius in film widths of a lesion; a nodule ends where a mass starts, at 3 cm on a film of 40 cm."""
+    return {
+        "nodule": 0.012 + 0.025 * strength,
+        "mass": 0.028 + 0.038 * strength,
+        "granuloma": 0.008 + 0.007 * strength,
+        "nodules": 0.012 + 0.014 * strength,
+    }[kind]
 
 
 def _lesion(finding, anatomy, canvas, layers, rng):
     s = finding.strength
     for number in range(finding.count):
+        radius = lesion_radius(finding.kind, s)
         if finding.kind == "nodules":
             side = SIDES[number % 2]
             across, down = rng.uniform(0.2, 0.85), rng.uniform(0.2, 0.9)
-            radius = rng.uniform(0.010, 0.016) + 0.012 * s
+            radius *= rng.uniform(0.8, 1.3)
         else:
             side = finding.side
             across, down = finding.place
-            radius = {"nodule": 0.012 + 0.015 * s, "mass": 0.026 + 0.034 * s, "granuloma": 0.008 + 0.006 * s}[
-                finding.kind
-            ]
         x, y = anatomy.lung_point(side, across, down)
         edge = 0.16 if finding.kind == "granuloma" else 0.30
-        d = canvas.blob(x, y, radius, radius * rng.uniform(0.85, 1.15), rng.uniform(0, 3)) + 0.18 * _texture(
-            finding.seed + number, canvas, 14.0
-        )
+        wide = 1.6 * radius
+        at = canvas.window(x - wide, y - wide, x + wide, y + wide)
+        d = _lobulated(canvas, rng, x, y, radius, radius * rng.uniform(0.85, 1.15), 0.12, at)
         body = smooth_step((1.0 + edge - d) / (2 * edge) * 0.9)
-        contrast = {"granuloma": 0.50 + 0.3 * s, "mass": 0.32 + 0.50 * s}.get(finding.kind, 0.18 + 0.55 * s)
+        contrast = {"granuloma": 0.50 + 0.4 * s, "mass": 0.32 + 0.50 * s}.get(finding.kind, 0.18 + 0.65 * s)
         if finding.kind == "mass" and rng.random() < 0.2:  # cavity
-            body = body * (1.0 - 0.65 * smooth_step((0.42 - d) * 4.0))
-        layers.extra += contrast * body
+            body *= 1.0 - 0.65 * smooth_step((0.42 - d) * 4.0)
+        layers.extra[at] += contrast * body
         if finding.kind in ("nodule", "mass") and s > 0.6:
             spikes = []
             for angle in rng.uniform(0, 2 * math.pi, 9):
@@ -527,12 +582,13 @@ def _lesion(finding, anatomy, canvas, layers, rng):
                         0.6,
                     )
                 )
-            layers.extra += 0.16 * canvas.strokes(spikes, soft=0.001)
+            at, values = canvas.strokes(spikes, soft=0.001)
+            layers.extra[at] += 0.16 * values
         finding.boxes.append((x - 1.15 * radius, y - 1.15 * radius, x + 1.15 * radius, y + 1.15 * radius))
 
 
 def _atelectasis(finding, anatomy, canvas, layers, rng):
-    s = finding.strength
+    s, coarse = finding.strength, canvas.coarse
     for side in _sides(finding):
         sign = SIGN[side]
         if finding.kind == "linear atelectasis":
@@ -545,14 +601,13 @@ def _atelectasis(finding, anatomy, canvas, layers, rng):
                 bands.append(([start, end], 0.005 + 0.006 * s, 0.9))
                 low = [min(low[0], start[0], end[0]), min(low[1], start[1], end[1])]
                 high = [max(high[0], start[0], end[0]), max(high[1], start[1], end[1])]
-            layers.extra += (0.15 + 0.32 * s) * canvas.strokes(bands, soft=0.0015) * layers.reach[side]
+            at, values = canvas.strokes(bands, soft=0.0015)
+            layers.extra[at] += (0.15 + 0.32 * s) * values * layers.fine_reach(side)[at]
             finding.boxes.append((low[0] - 0.01, low[1] - 0.012, high[0] + 0.01, high[1] + 0.012))
         else:
-            dome = canvas.of_distance(lambda d, side=side: anatomy.dome_y(side, d))
-            above = (dome - canvas.Y) / (0.06 + 0.07 * s)
-            wedge = (
-                smooth_step(1.0 - above) * layers.reach[side] * clip01(0.8 + 0.2 * _texture(finding.seed, canvas, 7.0))
-            )
+            below = coarse.Y - coarse.of_distance(lambda d, side=side: anatomy.dome_y(side, d))
+            wedge = smooth_step(below * np.float32(1 / (0.06 + 0.07 * s)) + 1.0) * layers.reach[side]
+            wedge *= clip01(0.8 + 0.2 * _texture(finding.seed, coarse, 7.0))
             _add_haze(layers, (0.30 + 0.45 * s) * wedge)
             finding.boxes.append(
                 (
@@ -574,8 +629,9 @@ def _devices(finding, anatomy, canvas, layers, rng):
     value = 0.9
     if finding.kind == "pacemaker":
         x, y = sign * 0.265, anatomy.clavicle_y[finding.side] + 0.115
-        can = canvas.blob(x, y, 0.045, 0.036, 0.4 * sign)
-        layers.extra += 1.1 * smooth_step((1.0 - can**2) * 4) + 0.4 * smooth_step((0.5 - can) * 4)
+        at = canvas.window(x - 0.05, y - 0.05, x + 0.05, y + 0.05)
+        can = canvas.blob(x, y, 0.045, 0.036, 0.4 * sign, at)
+        layers.extra[at] += 1.1 * smooth_step((1.0 - can**2) * 4) + 0.4 * smooth_step((0.5 - can) * 4)
         tip = (c + 0.30 * anatomy.heart_diameter, bottom - 0.055)
         lead = _curve(
             [
@@ -619,8 +675,9 @@ def _devices(finding, anatomy, canvas, layers, rng):
     elif finding.kind in ("central venous catheter", "port"):
         if finding.kind == "port":
             x, y = sign * 0.235, anatomy.clavicle_y[finding.side] + 0.135
-            layers.extra += 0.75 * smooth_step((1.0 - canvas.blob(x, y, 0.022, 0.022)) * 3)
-            layers.extra -= 0.3 * smooth_step((0.3 - canvas.blob(x, y, 0.022, 0.022)) * 3)
+            at = canvas.window(x - 0.024, y - 0.024, x + 0.024, y + 0.024)
+            d = canvas.blob(x, y, 0.022, 0.022, at=at)
+            layers.extra[at] += 0.75 * smooth_step((1.0 - d) * 3) - 0.3 * smooth_step((0.3 - d) * 3)
             path = [
                 (x, y - 0.02),
                 clavicle[4],
@@ -653,7 +710,8 @@ def _devices(finding, anatomy, canvas, layers, rng):
                 end,
             ]
         )
-        layers.extra += 0.10 * canvas.strokes([(path, 0.016, 1.0)], soft=0.001)
+        at, values = canvas.strokes([(path, 0.016, 1.0)], soft=0.001)
+        layers.extra[at] += 0.10 * values
         items.append((path, 0.0035, 1.0))
         xs, ys = [p[0] for p in path], [p[1] for p in path]
         finding.boxes.append((min(xs), min(ys) - 0.01, max(xs), max(ys) + 0.01))
@@ -666,7 +724,8 @@ def _devices(finding, anatomy, canvas, layers, rng):
             ]
             items.append((ring, 0.003, 1.0))
         finding.boxes.append((0.6 * c - 0.024, 0.205, 0.6 * c + 0.024, y + 0.015))
-    layers.extra += 0.75 * canvas.strokes(items, soft=0.0008)
+    at, values = canvas.strokes(items, soft=0.0008)
+    layers.extra[at] += 0.75 * values
 
 
 def _curve(points: list[tuple[float, float]], per_segment: int = 6) -> list[tuple[float, float]]:

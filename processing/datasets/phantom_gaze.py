@@ -115,6 +115,7 @@ TURN_QUANTILES = np.interp(
 )
 RETURN_FADE = 0.50 * 0.8 ** np.arange(3, -1, -1)  # oldest first
 CANDIDATES = 20  # proposed saccades
+BLOCK = 16  # steps drawn at once
 MIRROR = 0.13  # chance of a saccade to the mirrored place
 
 
@@ -127,6 +128,19 @@ class Scan:
         self.time = float(rng.uniform(0.1, 0.4))
         self.heading = float(rng.uniform(-math.pi, math.pi))
         self.noise = float(rng.normal(0, 1))
+        self._proposals = iter(())
+
+    def _propose(self):
+        """Proposed saccades of one step, before they are turned into the heading, and uniform draws for the choice."""
+        step = next(self._proposals, None)
+        if step is None:
+            rng = self.rng
+            amplitude = np.exp(-1.42 + 0.84 * rng.standard_normal((BLOCK, CANDIDATES)))
+            turn = TURN_QUANTILES[rng.integers(len(TURN_QUANTILES), size=(BLOCK, CANDIDATES))]
+            draws = rng.random((BLOCK, 8))
+            self._proposals = zip(amplitude * np.cos(turn), amplitude * np.sin(turn), draws, strict=True)
+            step = next(self._proposals)
+        return step
 
     def fixate(self, x: float, y: float, dwell: float = 1.0) -> None:
         """Adds a fixation at a place."""
@@ -154,11 +168,11 @@ class Scan:
             x, y = rng.normal(0.52, 0.20), rng.normal(0.47, 0.16)
             self.fixate(min(0.92, max(0.08, float(x))), min(0.92, max(0.06, float(y))))
             return
-        amplitude = np.exp(-1.42 + 0.84 * rng.standard_normal(CANDIDATES))
-        draws = rng.random(CANDIDATES + 2)
-        angle = self.heading + TURN_QUANTILES[(draws[:-2] * len(TURN_QUANTILES)).astype(np.intp)]
-        x, y = self.x[-1] + amplitude * np.cos(angle), self.y[-1] + 0.82 * amplitude * np.sin(angle)
-        if draws[-2] < MIRROR:  # compare with the other side
+        ahead, aside, draws = self._propose()
+        cos, sin = math.cos(self.heading), math.sin(self.heading)
+        x = self.x[-1] + (cos * ahead - sin * aside)
+        y = self.y[-1] + 0.82 * (sin * ahead + cos * aside)
+        if draws[6] < MIRROR:  # compare with the other side
             x[:3] = 1.0 - self.x[-1] + 0.04 * (draws[:3] - 0.5)
             y[:3] = self.y[-1] + 0.12 * (draws[3:6] - 0.5)
             x[3:] = -1.0
@@ -177,7 +191,7 @@ class Scan:
             x, y = rng.normal(0.5, 0.2), rng.normal(0.47, 0.15)
             self.fixate(min(0.95, max(0.05, float(x))), min(0.95, max(0.05, float(y))), dwell)
             return
-        chosen = min(int(sums.searchsorted(draws[-1] * sums[-1], side="right")), CANDIDATES - 1)
+        chosen = min(int(sums.searchsorted(draws[7] * sums[-1], side="right")), CANDIDATES - 1)
         self.fixate(float(x[chosen]), float(y[chosen]), dwell)
 
     def inspect(self, box, fixations: int, midline: float) -> None:

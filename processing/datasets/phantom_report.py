@@ -15,7 +15,7 @@ import numpy as np
 
 from ..report_labels import FINDINGS
 from .phantom_anatomy import SIDES, Anatomy
-from .phantom_findings import AIRSPACE, Finding
+from .phantom_findings import AIRSPACE, Finding, lesion_radius
 
 TOPICS = ("devices", "lungs", "pleura", "heart", "mediastinum", "bones")
 TOPIC_OF = {
@@ -589,10 +589,7 @@ def _slots(rng: np.random.Generator, finding: Finding, anatomy: Anatomy) -> dict
         "moderate": "moderately",
     }.get(severity, "")
     # the width of a chest film is about 40 cm
-    millimetres = 400 * {
-        "nodule": 2 * (0.012 + 0.015 * finding.strength),
-        "mass": 2 * (0.026 + 0.034 * finding.strength),
-    }.get(finding.kind, 0.02)
+    millimetres = 800 * (lesion_radius(finding.kind, finding.strength) if finding.category == "Lung Lesion" else 0.01)
     rounded = max(5, round(millimetres))
     size = f"{rounded} mm" if rounded < 30 else f"{rounded / 10:.1f} cm"
     first = {"upper": 3, "mid": 5, "lower": 7}.get(zone, 5)

@@ -245,6 +245,36 @@ def run_study(
 
 
 PROBE_SIZE = 96
+
+
+def _probe_network(outputs: int):
+    """Four convolutions; the strongest response anywhere beside a coarse map, so that a small lesion counts."""
+    import torch
+    from torch import nn
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            layers, width = [], 1
+            for channels in (16, 32, 64, 128):
+                layers += [
+                    nn.Conv2d(width, channels, 3, padding=1),
+                    nn.BatchNorm2d(channels),
+                    nn.ReLU(),
+                    nn.MaxPool2d(2),
+                ]
+                width = channels
+            self.features = nn.Sequential(*layers)
+            self.head = nn.Sequential(nn.Dropout(0.3), nn.Linear(width * (1 + 3 * 3), outputs))
+
+        def forward(self, films):
+            features = self.features(films)  # (B, 128, 6, 6)
+            grid = nn.functional.avg_pool2d(features, 2).flatten(1)
+            return self.head(torch.cat([features.amax(dim=(2, 3)), grid], dim=1))
+
+    return Network()
+
+
 OBVIOUS = 0.5  # strength from which a finding counts as obvious
 
 
@@ -288,21 +318,7 @@ def run_probe(num_films: int, seed: int, epochs: int = 12) -> dict[str, dict[str
             linear[:, k] = model.decision_function(low_test / scale)
 
     torch.manual_seed(0)
-    layers, width = [], 1
-    for channels in (24, 48, 96, 128):
-        layers += [
-            torch.nn.Conv2d(width, channels, 3, padding=1),
-            torch.nn.BatchNorm2d(channels),
-            torch.nn.ReLU(),
-            torch.nn.MaxPool2d(2),
-        ]
-        width = channels
-    net = torch.nn.Sequential(
-        *layers,
-        torch.nn.Flatten(),
-        torch.nn.Dropout(0.3),
-        torch.nn.Linear(128 * (PROBE_SIZE // 16) ** 2, len(FINDINGS)),
-    )
+    net = _probe_network(len(FINDINGS))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     net.to(device)
     optimiser = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.05)
