@@ -58,11 +58,13 @@ def build_parser() -> argparse.ArgumentParser:
     register_train(subparsers)
     register_evaluate(subparsers)
     from .hub_space import commands as hub_commands
+    from .hub_space import commands as hub_commands
     from .processing.datasets import commands as dataset_commands
     from .processing.metrics import commands as metric_commands
 
     dataset_commands.register(subparsers)
     metric_commands.register(subparsers)
+    hub_commands.register(subparsers)
     hub_commands.register(subparsers)
     for command in set(subparsers.choices.values()):
         command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
