@@ -138,12 +138,9 @@ def vocabulary_of(folder):
 
 # -- every weight, and nothing computed differently -------------------------------------------------------------------
 
-TOWERS = ("vit", "dinov2", "siglip", "siglip vision", "swin", "convnext")
-FAMILIES = ("llama", "qwen3", "gemma", "gpt2")
 
-
-@pytest.mark.parametrize("tower", TOWERS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tower", ["vit", "dinov2", "siglip", "swin"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma", "gpt2"])
 def test_any_tower_with_any_family_writes(vision, text, tower, family):
     assembly = assemble(str(vision[tower]), str(text[family]), offline=True)
 
@@ -331,10 +328,10 @@ def test_layers_that_are_missing_are_named(vision, text, tmp_path):
 
 def test_layers_that_are_left_over_are_named(vision, text, tmp_path):
     shorter = edit_config(text["llama"], tmp_path / "shorter", num_hidden_layers=1)
-    shallow = edit_config(vision["dinov2"], tmp_path / "shallow", num_hidden_layers=1)
+    shallow = edit_config(vision["siglip vision"], tmp_path / "shallow", num_hidden_layers=1)
 
     assert "9 weights belong to no layer of the model (layers.1." in refused(vision["vit"], shorter)
-    assert "weights belong to no layer of the model (encoder.layer.1." in refused(shallow, text["llama"])
+    assert "weights belong to no layer of the model (encoder.layers.1." in refused(shallow, text["llama"])
 
 
 def test_weights_of_another_shape_are_named(vision, text, tmp_path):
