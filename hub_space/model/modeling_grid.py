@@ -73,7 +73,7 @@ def heat_map(fixations: torch.Tensor, mask: torch.Tensor, centres: torch.Tensor,
 def expected_heat_map(
     location_log_probs: torch.Tensor, fixations: torch.Tensor, mask: torch.Tensor, centres: torch.Tensor, sigma: float
 ) -> torch.Tensor:
-    """Where dwell time is expected to fall, h^_j ~ sum_i d_i sum_k p_i(k) exp(-|c_j - c_k|^2 / 2 sigma^2), summing to one.
+    """Where dwell time is expected to fall, h_j ~ sum_i d_i sum_k p_i(k) exp(-|c_j - c_k|^2 / 2 sigma^2), summing to 1.
 
     Unlike `heat_map` it has a gradient: every cell counts by its probability. Uniform with no fixation.
     Shapes: location_log_probs (B, N, P) of the cells before each fixation; fixations (B, N, 3), of which only the

@@ -291,7 +291,7 @@ class ReportCollator:
         answers = [self.tokens(example.target) for example in examples]
         batch |= join(prompts, answers, self.processor.tokenizer.pad_token_id)
         batch["tasks"] = torch.tensor([TASKS.index(task) for task in tasks])
-        recorded = [gaze_of(record) for record in records]
+        recorded = [self.shortened(gaze_of(record)) for record in records]
         features = self.processor.gaze_features(recorded, "auto", np.array(sizes), side)
         batch["recorded_fixations"] = torch.from_numpy(features["fixations"])
         batch["recorded_mask"] = torch.from_numpy(features["fixation_mask"])
@@ -315,7 +315,7 @@ class ReportCollator:
         names = list(self.tasks)
         shares = np.array([self.tasks[name] for name in names], dtype=float)
         task = names[generator.choice(len(names), p=shares / shares.sum())]
-        gaze = gaze_of(record)
+        gaze = self.shortened(gaze_of(record))
         source = self.draw_source(gaze, generator, record.get("progress", 0.0))
         is_hidden = generator.random() < self.reader_dropout
         reader = 0 if is_hidden else self.readers.get(record.get("reader_id") or "", 0)
@@ -326,7 +326,7 @@ class ReportCollator:
         if example is None:
             example = TaskExample(self.processor.task_prompt("report"), "")
         if example.gaze is not None:
-            return task, example, "recorded", example.gaze, reader
+            return task, example, "recorded", self.shortened(example.gaze), reader
         return task, example, source, gaze if source == "recorded" else None, reader
 
     def draw_source(self, gaze: np.ndarray | None, generator: np.random.Generator, progress: float = 0.0) -> str:
@@ -336,6 +336,13 @@ class ReportCollator:
         if first < recorded and gaze is not None:
             return "recorded"
         return "predicted" if second * (1 - recorded) < predicted and recorded < 1 else "none"
+
+    def shortened(self, gaze: np.ndarray | None) -> np.ndarray | None:
+        """What the processor keeps of a long recording, without a warning for every film of a data set."""
+        if gaze is None or len(gaze) <= self.processor.max_fixations:
+            return gaze
+        longest = np.argsort(-gaze[:, 2], kind="stable")[: self.processor.max_fixations]
+        return gaze[np.sort(longest)]
 
     def tokens(self, text: str) -> list[int]:
         """Tokens of an answer with its end, or none."""
