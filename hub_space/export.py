@@ -30,6 +30,7 @@ HUB_FILES = (
     "grounding.py",
     "gaze_geometry.py",
     "overlay.py",
+    "overlay_html.py",
     "prompts.py",
     "report_labels.py",
     "structured.py",

@@ -61,10 +61,12 @@ def draw_overlay(
     boxes: Sequence = (),
     heat_map: np.ndarray | None = None,
     caption: str = "",
+    numbers: Sequence[int] | None = None,
 ) -> Image.Image:
     """Draws a film with everything that was looked at and found.
 
-    Fixations are numbered from 1 in their order; the area of a circle grows with its duration.
+    Fixations are numbered from 1 in their order; the area of a circle grows with its duration. A line joins those that
+    follow each other.
 
     Args:
         film: uint8 (height, width) display levels, as in `Film.pixels`.
@@ -74,6 +76,7 @@ def draw_overlay(
         heat_map: (h, w) values >= 0 over the whole film, of any resolution; default: the fixations, each spread over
             one degree and weighted by its duration. Colours are relative to the largest value; zeros draw nothing.
         caption (`str`): shown at the left of the footer, for example the file's name.
+        numbers: the fixations' numbers in the whole reading where only some of them are drawn; default 1, 2, 3, ...
 
     Returns:
         RGB `PIL.Image.Image`: the film, scaled so that its long side has `MIN_LONG_SIDE` to `MAX_LONG_SIDE` pixels, and
@@ -103,9 +106,9 @@ def draw_overlay(
     if heat_map is not None:
         _draw_heat_map(canvas, _check_heat_map(heat_map))
     _draw_box_edges(canvas, boxes, unit)
-    circles = [_circle(*fixation, canvas.size, unit) for fixation in fixations]
+    circles = [fixation_circle(*fixation, canvas.size, unit) for fixation in fixations]
     if circles:
-        _draw_scanpath(canvas, circles, unit)
+        _draw_scanpath(canvas, circles, range(1, len(circles) + 1) if numbers is None else numbers, unit)
     _draw_box_labels(canvas, boxes, circles, unit)
     return _with_footer(canvas, caption, unit)
 
@@ -167,16 +170,26 @@ def _heat_palette() -> tuple[list[int], list[int]]:
     return np.rint(colours).astype(int).ravel().tolist(), np.rint(255 * opacity).astype(int).tolist()
 
 
-def _draw_heat_map(canvas: Image.Image, heat_map: np.ndarray) -> None:
-    peak = heat_map.max()
-    if peak == 0:
-        return
-    levels = Image.fromarray(np.rint(heat_map / peak * 255).astype(np.uint8))
-    levels = levels.resize(canvas.size, Image.Resampling.BICUBIC)
+def heat_picture(heat_map: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    """The heat map as a translucent RGBA picture of `size` = width, height; zeros are clear."""
+    picture, mask = _heat_layers(heat_map, size)
+    picture.putalpha(mask)
+    return picture
+
+
+def _heat_layers(heat_map: np.ndarray, size: tuple[int, int]) -> tuple[Image.Image, Image.Image]:
+    """Colours and opacity."""
+    levels = Image.fromarray(np.rint(heat_map / max(heat_map.max(), 1e-12) * 255).astype(np.uint8))
+    levels = levels.resize(size, Image.Resampling.BICUBIC)
     colours, opacity = _heat_palette()
     mask = levels.point(opacity)
     levels.putpalette(colours)
-    canvas.paste(levels.convert("RGB"), mask=mask)
+    return levels.convert("RGB"), mask
+
+
+def _draw_heat_map(canvas: Image.Image, heat_map: np.ndarray) -> None:
+    picture, mask = _heat_layers(heat_map, canvas.size)
+    canvas.paste(picture, mask=mask)
 
 
 def _draw_box_edges(canvas, boxes, unit) -> None:
@@ -194,13 +207,17 @@ def _box_pixels(corners, size) -> tuple[int, int, int, int]:
     return int(x0), int(y0), min(int(x1), width - 1), min(int(y1), height - 1)
 
 
-def _circle(x, y, duration, size, unit) -> tuple[float, float, float]:
-    """Centre and radius in pixels; bounds on the radius keep numbers legible and neighbours visible."""
+def fixation_circle(x: float, y: float, duration: float, size, unit: float) -> tuple[float, float, float]:
+    """Centre and radius in pixels of a fixation's circle on a drawn film of `size` = width, height.
+
+    `unit` is the film's long side over `MIN_LONG_SIDE`. Bounds on the radius keep numbers legible and neighbours
+    visible.
+    """
     width, height = size
     return x * width, y * height, float(np.clip(13.0 * np.sqrt(duration / 0.3), 9.0, 38.0)) * unit
 
 
-def _draw_scanpath(canvas, circles, unit) -> None:
+def _draw_scanpath(canvas, circles, numbers, unit) -> None:
     line, edge = 2.2 * unit, 1.6 * unit
     # Masks only as large as the scanpath: they cost more than all the rest.
     x, y, radius = np.array(circles).T
@@ -214,9 +231,11 @@ def _draw_scanpath(canvas, circles, unit) -> None:
     radii = [radius * _OVERSAMPLING for _, _, radius in circles]
     line, edge = line * _OVERSAMPLING, edge * _OVERSAMPLING
 
-    if len(points) > 1:
-        draw_casing.line(points, fill=150, width=round(line + 2 * edge), joint="curve")
-        draw_ink.line(points, fill=235, width=round(line), joint="curve")
+    breaks = [index for index in range(1, len(points)) if numbers[index] != numbers[index - 1] + 1]
+    for first, last in zip([0, *breaks], [*breaks, len(points)], strict=True):
+        if last - first > 1:
+            draw_casing.line(points[first:last], fill=150, width=round(line + 2 * edge), joint="curve")
+            draw_ink.line(points[first:last], fill=235, width=round(line), joint="curve")
     # The small ones last, on top: a long dwell must not hide a glance within it.
     for index in np.argsort(radii, kind="stable")[::-1]:
         centre, outer, inner = points[index], radii[index], radii[index] - line
@@ -232,9 +251,9 @@ def _draw_scanpath(canvas, circles, unit) -> None:
     canvas.paste(SCANPATH_COLOUR, region, ink)
 
     draw = ImageDraw.Draw(canvas)
-    for index, (x, y, _) in enumerate(circles):
-        font = _font(round((13 if index < 99 else 10) * unit))
-        draw.text((x, y), str(index + 1), (255, 255, 255), font, anchor="mm", stroke_width=1, stroke_fill=(0, 0, 0))
+    for number, (x, y, _) in zip(numbers, circles, strict=True):
+        font = _font(round((13 if number < 100 else 10) * unit))
+        draw.text((x, y), str(number), (255, 255, 255), font, anchor="mm", stroke_width=1, stroke_fill=(0, 0, 0))
 
 
 def _draw_box_labels(canvas, boxes, circles, unit) -> None:
@@ -303,4 +322,14 @@ def _font(size: int):
     return ImageFont.load_default(size)
 
 
-__all__ = ["FOOTER", "draw_overlay", "fixation_heat_map", "overlay_position", "overlay_size"]
+__all__ = [
+    "BOX_COLOURS",
+    "FOOTER",
+    "MIN_LONG_SIDE",
+    "draw_overlay",
+    "fixation_circle",
+    "fixation_heat_map",
+    "heat_picture",
+    "overlay_position",
+    "overlay_size",
+]

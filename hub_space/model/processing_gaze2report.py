@@ -47,6 +47,7 @@ from .grounding import (
 )
 from .image_processing_gaze2report import load_film
 from .overlay import draw_overlay
+from .overlay_html import draw_html, draw_svg
 from .prompts import DEFAULT_CHAT_TEMPLATE, INSTRUCTIONS, WORD_JOINER, RenderedPrompt
 from .report_labels import FINDINGS
 from .structured import Keyword, keywords_of_film, keywords_text, region_boxes_by_name, side_of_map, template_report
@@ -669,11 +670,35 @@ class Gaze2ReportProcessor(ProcessorMixin):
     def draw_evidence(self, record: dict, image):
         """The film with the record's fixations, heat map and boxes, as `PIL.Image.Image`."""
         film = load_film(image)
-        fixations = [(fixation["x"], fixation["y"], fixation["duration_s"]) for fixation in record["gaze"]["fixations"]]
         boxes = [(*finding["box"], finding["name"]) for finding in record["findings"] if finding["box"]]
-        # A glance so short that the record's rounding left nothing of it is drawn all the same.
-        fixations = [(x, y, max(duration, 1e-4)) for x, y, duration in fixations]
-        return draw_overlay(film.pixels, fixations, boxes, caption=film.name)
+        return draw_overlay(film.pixels, drawn_fixations(record), boxes, caption=film.name)
+
+    def draw_sentence(self, record: dict, image, index: int):
+        """The film with what one sentence of the record rests on, counting from 0, as `PIL.Image.Image`.
+
+        Only its boxes, named after their regions, and its fixations, numbered as in the whole reading. The sentence
+        stands in the footer.
+        """
+        film, sentence = load_film(image), record["sentences"][index]
+        chosen = sentence["fixations"]
+        boxes = [(*box, region or "") for box, region in zip(sentence["boxes"], sentence["box_regions"], strict=True)]
+        fixations = drawn_fixations(record)[chosen]
+        numbers = [fixation + 1 for fixation in chosen]
+        return draw_overlay(film.pixels, fixations, boxes, caption=sentence["text"], numbers=numbers)
+
+    def draw_html(self, record: dict, image) -> str:
+        """The record as a page for a browser, in one file: the reading to play, sentences and what they rest on."""
+        return draw_html(record, load_film(image).pixels)
+
+    def draw_svg(self, record: dict, image) -> str:
+        """The film with the record's reading, played once, as an SVG document."""
+        return draw_svg(record, load_film(image).pixels)
+
+
+def drawn_fixations(record: dict) -> np.ndarray:
+    """Fixations of a record, (N, 3); a glance so short that rounding left nothing of it is drawn all the same."""
+    fixations = [(one["x"], one["y"], max(one["duration_s"], 1e-4)) for one in record["gaze"]["fixations"]]
+    return np.array(fixations).reshape(-1, 3)
 
 
 def group_images(images) -> list[list]:
