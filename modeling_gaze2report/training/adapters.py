@@ -11,7 +11,6 @@ same logits:
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import peft
@@ -23,34 +22,13 @@ from ..hub_space.export import write_adapter_folder
 from ..modeling_gaze2report import Gaze2ReportForConditionalGeneration
 from ..processing.errors import ModelError, RecipeError
 from ..processing.processing_gaze2report import Gaze2ReportProcessor
+from .recipe import LoraRecipe
 
-# Attention projections by the names that transformers' language models give them; GPT-2 keeps three of them in one.
-TARGET_MODULES = r".*\.language_model\..*\.(q_proj|k_proj|v_proj|o_proj|attn\.c_attn|attn\.c_proj)"
 # Parts that LoRA does not reach: small, or not a stack of matrices. They learn whole.
 WHOLE_PARTS = ("scanpath", "fusion", "perception", "projector")
 # What stays as it is in a model of 4 bits: everything but the layers of the language model.
 FULL_PRECISION_PARTS = ("model.vision_tower", *(f"model.{part}" for part in WHOLE_PARTS), "lm_head")
 ADAPTER = "default"
-
-
-@dataclass
-class LoraRecipe:
-    """Low-rank adapters (LoRA, Hu et al. 2021, arXiv 2106.09685) in place of training the language model whole.
-
-    Attributes:
-        rank: rank of each update; 16 is usual, more only where a larger data set asks for it.
-        alpha: an update counts alpha / rank times.
-        dropout: dropout before each update, while training.
-        target_modules: regular expression over the full names of modules, matched whole. It must stay inside
-            `language_model`: the vision tower has layers of the same names.
-        merge: at the end, add the updates to the weights and export a model without adapters.
-    """
-
-    rank: int = 16
-    alpha: int = 32
-    dropout: float = 0.1
-    target_modules: str = TARGET_MODULES
-    merge: bool = False
 
 
 def add_lora(
@@ -222,7 +200,6 @@ def prepare_four_bit(
 
 
 __all__ = [
-    "LoraRecipe",
     "add_lora",
     "export_adapter",
     "four_bit_config",

@@ -14,7 +14,6 @@ from modeling_gaze2report.inference import load_reader
 from modeling_gaze2report.processing.errors import InputError, ModelError, RecipeError
 from modeling_gaze2report.training import adapters
 from modeling_gaze2report.training.adapters import (
-    LoraRecipe,
     add_lora,
     bits_and_bytes_config,
     export_adapter,
@@ -22,6 +21,7 @@ from modeling_gaze2report.training.adapters import (
     freeze_all_but_adapters,
     merge,
 )
+from modeling_gaze2report.training.recipe import LoraRecipe
 
 from ..tiny_export import build_tiny_model, export_tiny_model
 
