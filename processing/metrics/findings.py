@@ -103,6 +103,33 @@ def finding_statistics(probabilities, labels, thresholds=0.5) -> dict[str, Stati
     }
 
 
+def expected_calibration_error(probabilities, labels, bins: int = 15) -> float:
+    """Expected calibration error (Guo et al. 2017): distance of probability and frequency over bins of equal width.
+
+        sum_b n_b / n |mean probability of b - share of positive labels in b|
+
+    Args:
+        probabilities: any shape, in [0, 1]; the probability of the positive label.
+        labels: of that shape; 1 or 0, NaN and -1 are left out.
+        bins: bins over [0, 1].
+
+    Returns:
+        NaN without a label.
+    """
+    probabilities, labels = np.asarray(probabilities, dtype=np.float64), np.asarray(labels, dtype=np.float64)
+    if probabilities.shape != labels.shape:
+        raise InputError(
+            f"probabilities and labels: shapes {probabilities.shape} and {labels.shape}; expected the same"
+        )
+    known = np.isin(labels, (0, 1))
+    probabilities, labels = probabilities[known], labels[known]
+    if not len(labels):
+        return float("nan")
+    place = np.minimum((probabilities * bins).astype(int), bins - 1)
+    difference = np.bincount(place, weights=probabilities - labels, minlength=bins)
+    return float(np.abs(difference).sum() / len(labels))
+
+
 def _rank_order(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Order of the scores; for each place in it the first place of the same score, and one past the last."""
     order = np.argsort(scores, kind="stable")
