@@ -7,10 +7,13 @@ import torch
 
 from modeling_gaze2report.training.losses import (
     box_loss,
+    contrast_loss,
     findings_loss,
     gaze_attention_loss,
     masked_mean,
+    report_loss,
     scanpath_loss,
+    scanpath_map_loss,
 )
 
 NAN = float("nan")
@@ -122,49 +125,154 @@ def test_gaze_attention_loss_leaves_out_records_without_gaze():
     assert both.item() == pytest.approx(gaze_attention_loss(attention[:1], heat[:1], MARKED).item(), abs=1e-7)
 
 
-# -- gradients --------------------------------------------------------------------------------------------------------
+def test_trust_weighs_each_recording():
+    attention, heat = torch.tensor([[0.4, 0.3, 0.2, 0.1]] * 2), torch.tensor([[0.1, 0.2, 0.3, 0.4]] * 2)
+    both = torch.tensor([True, True])
+
+    trusted = gaze_attention_loss(attention, heat, both)
+    half = gaze_attention_loss(attention, heat, both, trust=torch.tensor([1.0, 0.0]))
+
+    assert half.item() == pytest.approx(trusted.item() / 2, rel=1e-6)
 
 
-def finite_differences(function, values, step):
-    gradient = torch.zeros_like(values)
-    for index in range(values.numel()):
-        shift = torch.zeros(values.numel()).index_fill(0, torch.tensor(index), step).view_as(values)
-        gradient.view(-1)[index] = (function(values + shift) - function(values - shift)) / (2 * step)
-    return gradient
+@pytest.mark.parametrize(
+    "uncertain, expected",
+    [
+        ("ignore", (math.log(1 + math.exp(-2)) + math.log(2)) / 2),
+        ("positive", (math.log(1 + math.exp(-2)) + math.log(2) + math.log(1 + math.exp(-5))) / 3),
+        ("negative", (math.log(1 + math.exp(-2)) + math.log(2) + math.log(1 + math.exp(5))) / 3),
+        # 0.7 x cost of positive + 0.3 x cost of negative
+        (
+            "soft",
+            (math.log(1 + math.exp(-2)) + math.log(2) + math.log(1 + math.exp(-5)) + 0.3 * 5) / 3,
+        ),
+    ],
+)
+def test_uncertain_findings_by_policy(uncertain, expected):
+    logits, labels = torch.tensor([[2.0, 0.0, 5.0, -5.0]]), torch.tensor([[1.0, 0.0, -1.0, NAN]])
+
+    assert findings_loss(logits, labels, uncertain=uncertain).item() == pytest.approx(expected, rel=1e-6)
 
 
-def check_gradient(function, values, step=1e-2, tolerance=5e-3):
-    leaf = values.clone().requires_grad_()
-    function(leaf).backward()
-    torch.testing.assert_close(leaf.grad, finite_differences(function, values, step), rtol=tolerance, atol=tolerance)
+def test_report_loss_is_the_mean_over_tokens():
+    logits = torch.tensor([[0.0, math.log(3)], [0.0, 0.0]])  # p(1) = 3/4, then even
+
+    loss = report_loss(logits, torch.tensor([1, 0]))
+
+    assert loss.item() == pytest.approx((math.log(4 / 3) + math.log(2)) / 2, rel=1e-6)
 
 
-def test_gradient_of_the_findings_loss():
-    labels = torch.tensor([[1.0, 0.0, -1.0, NAN, 1.0]])
-
-    check_gradient(lambda logits: findings_loss(logits, labels), torch.linspace(-2, 2, 5)[None])
-
-
-def test_gradient_of_the_box_loss():
-    target = torch.tensor([[0.2, 0.25, 0.6, 0.7]])
-
-    check_gradient(
-        lambda boxes: box_loss(boxes, target, MARKED), torch.tensor([[0.1, 0.3, 0.5, 0.9]]), step=1e-3, tolerance=1e-2
-    )
-
-
-def test_gradient_of_the_gaze_attention_loss():
-    heat = torch.tensor([[0.1, 0.2, 0.3, 0.4]])
-
-    check_gradient(
-        lambda attention: gaze_attention_loss(attention, heat, MARKED),
-        torch.tensor([[0.37, 0.33, 0.2, 0.1]]),
-        step=2e-3,
-        tolerance=1e-2,
-    )
-
-
-def test_gradient_of_the_scanpath_loss():
+@pytest.mark.parametrize("share", [2, 4])
+def test_a_count_of_the_whole_step_replaces_the_batches_own(share):
+    values = torch.tensor([[-1.0, -2.0, -3.0]])
     mask = torch.tensor([[True, True, False]])
 
-    check_gradient(lambda values: scanpath_loss(values, mask), torch.tensor([[-1.0, -2.0, -3.0]]))
+    assert scanpath_loss(values, mask, count=torch.tensor(2 * share)).item() == pytest.approx(1.5 / share)
+
+
+def test_scanpath_map_loss_of_the_cells_that_were_looked_at_is_zero():
+    # Fixations at the centres of cells 0 and 3 of a 2 x 2 grid, foreseen with certainty.
+    log_probs = torch.full((1, 2, 4), -torch.inf)
+    log_probs[0, 0, 0] = log_probs[0, 1, 3] = 0.0
+    fixations = torch.tensor([[[0.25, 0.25, 0.2], [0.75, 0.75, 0.6]]])
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    heat = torch.tensor([[0.25, 0.0, 0.0, 0.75]])  # the blur is far smaller than a cell
+
+    assert scanpath_map_loss(log_probs, fixations, mask, heat, sigma=0.01).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_scanpath_map_loss_of_an_even_prediction_by_hand():
+    log_probs = torch.full((1, 2, 4), math.log(0.25))
+    fixations = torch.tensor([[[0.25, 0.25, 0.2], [0.75, 0.75, 0.6]]])
+    mask = torch.tensor([[True, True]])
+    heat = torch.tensor([[0.25, 0.0, 0.0, 0.75]])
+
+    expected = 0.25 * math.log(0.25 / 0.25) + 0.75 * math.log(0.75 / 0.25)
+    loss = scanpath_map_loss(log_probs, fixations, mask, heat, sigma=0.01)
+    assert loss.item() == pytest.approx(expected, abs=1e-5)
+
+
+TWO_FILMS = torch.eye(2)
+
+
+def test_contrast_of_two_films_by_hand():
+    keys, mask = torch.tensor([1, 2]), torch.tensor([True, True])
+
+    loss = contrast_loss(TWO_FILMS, TWO_FILMS, torch.tensor(2.0), keys, mask)
+
+    # Each film has logits 2 (its own text) and 0, and so has each text.
+    assert loss.item() == pytest.approx(math.log(1 + math.exp(-2)), rel=1e-6)
+
+
+def test_equal_texts_are_no_negatives_of_each_other():
+    keys, mask = torch.tensor([7, 7]), torch.tensor([True, True])
+
+    loss = contrast_loss(TWO_FILMS, TWO_FILMS, torch.tensor(2.0), keys, mask)
+
+    # The mean over both texts: log softmax of 2 and of 0 among (2, 0).
+    own = math.log(1 + math.exp(-2))
+    assert loss.item() == pytest.approx((own + (2 + own)) / 2, rel=1e-6)
+
+
+def test_films_without_a_text_are_neither_pair_nor_negative():
+    keys, mask = torch.tensor([1, 0]), torch.tensor([True, False])
+
+    assert contrast_loss(TWO_FILMS, TWO_FILMS, torch.tensor(2.0), keys, mask).item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda x: report_loss(x.view(1, 4)[:0], torch.zeros(0, dtype=torch.long)),
+        lambda x: scanpath_loss(x.view(1, 4), torch.zeros(1, 4, dtype=torch.bool)),
+        lambda x: findings_loss(x.view(1, 4), torch.full((1, 4), NAN)),
+        lambda x: box_loss(x.view(1, 4), torch.full((1, 4), NAN), torch.tensor([False])),
+        lambda x: gaze_attention_loss(x.view(1, 4).softmax(-1), torch.full((1, 4), 0.25), torch.tensor([False])),
+        lambda x: contrast_loss(
+            x.view(2, 2), x.view(2, 2), torch.tensor(2.0), torch.zeros(2, dtype=torch.long), torch.tensor([False] * 2)
+        ),
+        lambda x: scanpath_map_loss(
+            x.view(1, 1, 4).log_softmax(-1),
+            torch.zeros(1, 1, 3),
+            torch.zeros(1, 1, dtype=torch.bool),
+            torch.full((1, 4), 0.25),
+            0.1,
+        ),
+    ],
+)
+def test_a_batch_without_annotation_costs_nothing_and_teaches_nothing(loss):
+    values = torch.tensor([0.1, 0.2, 0.6, 0.9], requires_grad=True)
+
+    value = loss(values)
+    value.backward()
+
+    assert value == 0 and not values.grad.any()
+
+
+# -- gradients --------------------------------------------------------------------------------------------------------
+
+# Functions of one float64 tensor of eight numbers between 0 and 1, nowhere at a corner of the loss.
+HEAT = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1]], dtype=torch.float64)
+TARGET_BOXES = torch.tensor([[0.2, 0.25, 0.6, 0.7], [0.15, 0.35, 0.8, 0.95]], dtype=torch.float64)
+FIXATIONS = torch.tensor([[[0.25, 0.25, 0.2], [0.75, 0.75, 0.6]]], dtype=torch.float64)
+BOTH = torch.tensor([True, True])
+GRADIENTS = {
+    "report": lambda x: report_loss(x.view(2, 4), torch.tensor([1, 3])),
+    "scanpath": lambda x: scanpath_loss(x.view(2, 4), torch.tensor([[True, True, False, False], [True] * 4])),
+    "scanpath_map": lambda x: scanpath_map_loss(
+        x.view(1, 2, 4).log_softmax(-1), FIXATIONS, torch.tensor([[True, True]]), HEAT[:1], 0.3
+    ),
+    "findings": lambda x: findings_loss(x.view(2, 4), torch.tensor([[1.0, 0.0, -1.0, NAN]] * 2), uncertain="soft"),
+    "boxes": lambda x: box_loss(x.view(2, 4).sort(-1).values, TARGET_BOXES, BOTH),
+    "gaze_attention": lambda x: gaze_attention_loss(
+        x.view(2, 4).softmax(-1), HEAT, BOTH, torch.tensor([0.3, 0.9], dtype=torch.float64)
+    ),
+    "contrast": lambda x: contrast_loss(x[:4].view(2, 2), x[4:].view(2, 2), x.sum(), torch.tensor([1, 2]), BOTH),
+}
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_gradient_against_finite_differences(name):
+    values = torch.tensor([0.11, 0.31, 0.52, 0.93, 0.17, 0.44, 0.72, 0.88], dtype=torch.float64, requires_grad=True)
+
+    assert torch.autograd.gradcheck(GRADIENTS[name], values, eps=1e-6, atol=1e-5)
