@@ -123,8 +123,14 @@ def build_model(
         image_token=IMAGE,
         num_visual_gaze_tokens=config.num_visual_gaze_tokens,
         max_fixations=config.scanpath_config.max_fixations,
+        max_context_tokens=context_length(config.text_config),
     )
     return model, processor
+
+
+def context_length(config) -> int:
+    """Longest sequence of a language model in tokens; 4,096 where its configuration names none."""
+    return getattr(config, "max_position_embeddings", None) or 4096
 
 
 def check_fields(values: dict, kind: type, where: str) -> None:
@@ -262,6 +268,7 @@ def assemble(
         image_token=image_token,
         num_visual_gaze_tokens=config.num_visual_gaze_tokens,
         max_fixations=config.scanpath_config.max_fixations,
+        max_context_tokens=context_length(config.text_config),
     )
     text_tokenizer.chat_template = None  # the processor's is the one
     return Assembly(model.eval(), processor, notes)

@@ -5,6 +5,7 @@ one under way. The same command continues from there, to the same weights as if 
 """
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -12,6 +13,7 @@ import random
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,7 @@ from ..processing.errors import DataError, InputError, ModelError, RecipeError
 from ..processing.processing_gaze2report import Gaze2ReportProcessor
 from .adapters import add_lora, export_adapter, four_bit_config, freeze_all_but_adapters, merge, prepare_four_bit
 from .assemble import build_model, build_tokenizer
+from .calibration import calibrate
 from .data import (
     EpochSampler,
     RecordDataset,
@@ -50,7 +53,7 @@ from .losses import (
     token_losses,
 )
 from .recipe import PARTS, Recipe, StageRecipe, recipe_values
-from .tasks import TASKS
+from .tasks import TASKS, tokenizer_texts
 
 logger = logging.getLogger(__name__)
 
@@ -641,13 +644,17 @@ def prepare_model(recipe: Recipe, train: Dataset | IterableDataset) -> tuple[nn.
     if recipe.model.checkpoint is None:
         if isinstance(train, IterableDataset):
             raise RecipeError("data.streaming needs model.checkpoint: a tokenizer is made from all reports.")
-        texts = [text for text in train.column("report") if text]
-        if not texts:
+        reports, questions = train.column("report"), train.column("questions")
+        if not any(reports):
             raise DataError(
                 f"{recipe.data.path}: no record of the split {recipe.data.train_split} has a report, and a model from "
                 "nothing makes its tokenizer of them; map the column in data.columns.report, or start from a checkpoint"
             )
-        model, processor = build_model(recipe.model, build_tokenizer(iter(texts), recipe.tokenizer.vocab_size))
+        texts = tokenizer_texts(
+            {"report": report, "questions": asked}
+            for report, asked in itertools.zip_longest(reports, questions[: len(reports)])
+        )
+        model, processor = build_model(recipe.model, build_tokenizer(texts, recipe.tokenizer.vocab_size))
     else:
         model, processor = load_checkpoint(recipe)
     if recipe.lora is not None:
@@ -772,20 +779,36 @@ def run(recipe: Recipe) -> Path:
         history += [{"stage": stage.name} | entry for entry in entries]
     output = Path(recipe.output)
     if is_main_process():
-        finish(recipe, model, processor, output, history)
+        finish(recipe, model, processor, validation, output, history)
         shutil.rmtree(state, ignore_errors=True)
     say(f"{recipe.name}: {(time.monotonic() - start) / 60:.1f} minutes; the model is in {output}")
     return output
 
 
-def finish(recipe: Recipe, model: nn.Module, processor: Gaze2ReportProcessor, output: Path, history: list) -> None:
+def finish(
+    recipe: Recipe,
+    model: nn.Module,
+    processor: Gaze2ReportProcessor,
+    validation: Dataset,
+    output: Path,
+    history: list,
+) -> None:
+    """Calibrate the findings, where they were learnt, and export the model with its log."""
+    calibration = None
+    if any(stage.losses.findings for stage in recipe.stages):
+        calibration = calibrate(base_model(model), processor, validation)
+        say(str(calibration))
     if recipe.lora is not None and recipe.lora.merge:
         export_model(merge(model), processor, output)
     elif recipe.lora is not None:
         export_adapter(model, processor, output, base=recipe.model.checkpoint)
     else:
         export_model(model, processor, output)
-    log = {"recipe": recipe_values(recipe), "history": history}
+    log = {
+        "recipe": recipe_values(recipe),
+        "history": history,
+        "calibration": None if calibration is None else asdict(calibration),
+    }
     (output / "training_log.json").write_text(json.dumps(log, indent=1), encoding="utf-8")
 
 

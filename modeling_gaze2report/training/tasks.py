@@ -21,7 +21,6 @@ from ..processing.gaze_geometry import boxes_to_square
 from ..processing.grounding import LAST_COORDINATE, box_text, looking_text, order_text
 from ..processing.image_processing_gaze2report import load_film
 from ..processing.processing_gaze2report import Gaze2ReportProcessor
-from ..processing.prompts import INSTRUCTIONS
 from ..processing.report_labels import FINDINGS, label_sentence, split_sentences
 from ..processing.structured import (
     FINDING_NOUNS,
@@ -490,7 +489,6 @@ def tokenizer_texts(records: Iterable[dict], seed: int = 0) -> Iterator[str]:
     The boxes are drawn evenly, so that no place of the film is dearer than another.
     """
     generator = np.random.default_rng(seed)
-    yield from INSTRUCTIONS.values()
     for record in records:
         if record.get("report"):
             yield record["report"]
