@@ -9,36 +9,19 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import modeling_gaze2report  # noqa: F401 - importing it registers the model with the auto classes
 from modeling_gaze2report.cli import main
 from modeling_gaze2report.processing.datasets.phantom import generate_phantom
-from modeling_gaze2report.processing.datasets.record import empty_record, record_features
 from modeling_gaze2report.processing.errors import DataError, InputError, RecipeError
 from modeling_gaze2report.training import stages
 from modeling_gaze2report.training.recipe import load_recipe
-from modeling_gaze2report.training.stages import PARTS, LossModel, freeze_all_but, part, run
+from modeling_gaze2report.training.stages import PARTS, freeze_all_but, part, run
 
 from ..tiny_export import build_tiny_model
-
-TOY = [
-    "seed=1",
-    "tokenizer.vocab_size=300",
-    *("model.image_size=56", "model.grid_size=7", "model.perception.projection_dim=8"),
-    *("model.vision.embedding_size=8", "model.vision.hidden_sizes=[8, 16]", "model.vision.depths=[1, 1]"),
-    *("model.text.hidden_size=20", "model.text.intermediate_size=32", "model.text.num_hidden_layers=1"),
-    *("model.scanpath.hidden_size=16", "model.scanpath.intermediate_size=32", "model.scanpath.num_hidden_layers=1"),
-    *("model.fusion.hidden_size=16", "model.fusion.intermediate_size=32", "model.fusion.num_hidden_layers=1"),
-    *(f"stages.{number}.{setting}" for number in range(3) for setting in ("epochs=1", "batch_size=4")),
-]
+from .toy import TOY, write_phantoms
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """A prepared folder of eight phantoms to learn from and four to check."""
-    from datasets import Dataset
-
-    folder = tmp_path_factory.mktemp("phantoms")
-    records = [empty_record("", "", "") | generate_phantom(seed=3, index=index, image_size=64) for index in range(12)]
-    for split, part_ in {"train": records[:8], "validation": records[8:]}.items():
-        Dataset.from_list(part_, features=record_features()).to_parquet(folder / f"{split}-00000.parquet")
-    return folder
+    return write_phantoms(tmp_path_factory.mktemp("phantoms"))
 
 
 def parts_of(model):
