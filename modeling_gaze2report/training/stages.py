@@ -1,7 +1,8 @@
 """Stages of training on transformers' `Trainer`: which parts learn, from which losses, on which gaze.
 
 A run keeps its state beside its output, in `OUTPUT-checkpoints`: every finished stage and the last checkpoint of the
-one under way. The same command continues from there, to the same weights as if it had never been cut off.
+one under way. The same command continues from there, to the same weights as if it had never been cut off. Its log,
+curves and sample reports are in `OUTPUT-records`.
 """
 
 import contextlib
@@ -52,6 +53,7 @@ from .losses import (
     scanpath_map_loss,
     token_losses,
 )
+from .progress import SamplesCallback, attach, estimate
 from .recipe import PARTS, Recipe, StageRecipe, recipe_values
 from .tasks import TASKS, tokenizer_texts
 
@@ -622,6 +624,12 @@ def open_state(recipe: Recipe) -> Path:
     return folder
 
 
+def records_folder(recipe: Recipe) -> Path:
+    """Where the log, the curves and the sample reports of a run go."""
+    output = Path(recipe.output)
+    return output.with_name(f"{output.name}-records")
+
+
 def is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
@@ -859,7 +867,12 @@ def run_stage(
         data_collator=collator,
         compute_metrics=finding_metrics if stage.losses.findings else None,
     )
+    attach(trainer, recipe, stage, processor, validation, records_folder(recipe))
+    if not stage.losses.report:
+        trainer.remove_callback(SamplesCallback)  # a language model that does not learn to write has nothing to show
     checkpoint = last_checkpoint(folder)
+    if checkpoint is None and trainer.accelerator.num_processes == 1:
+        say(estimate(trainer))
     if checkpoint is not None:
         say(f"stage {stage.name}: continuing from {checkpoint.name}")
     start = time.monotonic()

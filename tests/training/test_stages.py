@@ -85,10 +85,10 @@ def test_the_log_holds_the_recipe_and_every_loss(trained):
         assert all(torch.tensor(float(value)).isfinite() for value in evaluated.values())
 
 
-def test_training_leaves_nothing_beside_the_model_but_its_checkpoints(trained):
+def test_training_leaves_nothing_beside_the_model_but_its_records(trained):
     folder, _, _ = trained
 
-    assert {entry.name for entry in folder.parent.iterdir()} <= {"model", "model-checkpoints"}
+    assert {entry.name for entry in folder.parent.iterdir()} == {"model", "model-records"}
 
 
 def test_an_unknown_part_is_refused():
