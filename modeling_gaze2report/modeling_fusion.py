@@ -155,6 +155,39 @@ def empty_relations(source: torch.Tensor, mask: torch.Tensor) -> tuple[Gaze2Repo
     return Gaze2ReportNeighbors(source, mask, edge_attr), dict(zip(RELATIONS, views, strict=True))
 
 
+class NeighborSum(torch.autograd.Function):
+    """What a node hears of its sources, m_i = sum_s alpha_is v_source(i, s), head by head.
+
+    The sum is taken without a copy of the values per edge; its gradients are products of matrices over all pairs, which
+    sort and scatter nothing.
+
+    Shapes: alpha (B, R, H, S), values (B, V, H, d), source (B, R, S) -> (B, R, H, d).
+    """
+
+    @staticmethod
+    def forward(ctx, alpha: torch.Tensor, values: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(alpha, values, source)
+        batch_size, num_nodes, num_heads, head_size = values.shape
+        film = torch.arange(batch_size, device=source.device).view(-1, 1, 1, 1)
+        head = torch.arange(num_heads, device=source.device).unsqueeze(-1)
+        bags = (film * num_nodes + source.unsqueeze(2)) * num_heads + head  # (B, R, H, S), rows of the values below
+        heard = F.embedding_bag(
+            bags.flatten(0, 2), values.reshape(-1, head_size), mode="sum", per_sample_weights=alpha.flatten(0, 2)
+        )
+        return heard.view(*alpha.shape[:3], head_size)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+        alpha, values, source = ctx.saved_tensors
+        source = source.unsqueeze(1).expand(-1, alpha.shape[2], -1, -1)  # (B, H, R, S)
+        gradient = gradient.transpose(1, 2)  # (B, H, R, d)
+        of_pairs = gradient @ values.permute(0, 2, 3, 1)  # (B, H, R, V)
+        of_alpha = of_pairs.gather(-1, source).transpose(1, 2)
+        attention = torch.zeros_like(of_pairs).scatter_add(-1, source, alpha.transpose(1, 2))
+        of_values = (attention.transpose(-1, -2) @ gradient).transpose(1, 2)
+        return of_alpha, of_values, None
+
+
 class Gaze2ReportGraphAttention(nn.Module):
     """One `TransformerConv`, run on the list of edges or densely, and the projection after it.
 
@@ -196,41 +229,30 @@ class Gaze2ReportGraphAttention(nn.Module):
         return message.unflatten(0, (batch_size, num_nodes)), attention.unflatten(0, (batch_size, num_nodes))
 
     def attend_dense(self, states: torch.Tensor, graph: Gaze2ReportGraph) -> tuple[torch.Tensor, torch.Tensor]:
-        batch_size, num_nodes = states.shape[:2]
         heads = (self.num_heads, self.head_size)
-        queries = (self.conv.lin_query(states) / math.sqrt(self.head_size)).unflatten(-1, heads)  # (B, V, H, d)
+        projected = self.conv.lin_query(states)  # (B, V, D)
+        queries = projected.unflatten(-1, heads).transpose(1, 2)  # (B, H, V, d)
         keys = self.conv.lin_key(states).unflatten(-1, heads).permute(0, 2, 3, 1)  # (B, H, d, V)
-        values = self.conv.lin_value(states).view(-1, self.head_size)  # (B * V * H, d)
-        edge_weight = self.conv.lin_edge.weight.unflatten(0, heads)  # (H, d, 14)
-        # How much each query cares for each of the 14 numbers: W_e^T q_i.
-        care = torch.einsum("bvhd,hde->bvhe", queries, edge_weight)  # (B, V, H, 14)
-        film = torch.arange(batch_size, device=states.device).view(-1, 1, 1, 1)
-        head = torch.arange(self.num_heads, device=states.device).view(-1, 1)
+        values = self.conv.lin_value(states).unflatten(-1, heads)  # (B, V, H, d)
+        # How much each query cares for each of the 14 numbers, W_e^T q_i; one matrix for all heads spares transposing.
+        edge_weight = torch.block_diag(*self.conv.lin_edge.weight.unflatten(0, heads))  # (D, H * 14)
+        care = (projected @ edge_weight).unflatten(-1, (self.num_heads, -1))  # (B, V, H, 14)
 
         messages, mean_edges, first = [], [], 0
         for table in graph.neighbors:
-            num_rows = table.source.shape[1]
-            rows = slice(first, first + num_rows)
-            first += num_rows
+            rows = slice(first, first + table.source.shape[1])
+            first = rows.stop
             edge_attr = table.edge_attr.to(states.dtype)
-            scores = queries[:, rows].transpose(1, 2) @ keys  # (B, H, R, V)
+            scores = queries[:, :, rows] @ keys  # (B, H, R, V)
             scores = scores.gather(-1, table.source.unsqueeze(1).expand(-1, self.num_heads, -1, -1)).transpose(1, 2)
-            scores = scores + care[:, rows] @ edge_attr.transpose(-1, -2)  # (B, R, H, S)
-            scores = scores.masked_fill(~table.mask.unsqueeze(2), torch.finfo(scores.dtype).min)
-            alpha = scores.softmax(-1)
-            # Sums the sources' values by weight without a copy of them per edge; its "bags" are a row of one head.
-            bags = (film * num_nodes + table.source.unsqueeze(2)) * self.num_heads + head  # (B, R, H, S)
-            messages.append(
-                F.embedding_bag(bags.flatten(0, 2), values, mode="sum", per_sample_weights=alpha.flatten(0, 2)).view(
-                    batch_size, num_rows, *heads
-                )
-            )
-            mean_edges.append(alpha @ edge_attr)  # (B, R, H, 14)
+            scores = (scores + care[:, rows] @ edge_attr.transpose(-1, -2)) / math.sqrt(self.head_size)  # (B, R, H, S)
+            alpha = scores.masked_fill(~table.mask.unsqueeze(2), torch.finfo(scores.dtype).min).softmax(-1)
+            messages.append(NeighborSum.apply(alpha, values.to(alpha.dtype), table.source))
+            mean_edges.append(alpha @ edge_attr.to(alpha.dtype))  # (B, R, H, 14)
             if rows.start == 0:
-                attention = alpha[:, 0].mean(1)  # the global node listens to all nodes in their order
-        message = torch.cat(messages, dim=1)
-        message = message + torch.einsum("bvhe,hde->bvhd", torch.cat(mean_edges, dim=1), edge_weight)
-        return message.flatten(2), attention
+                attention = alpha[:, 0].mean(1)  # the global node listens to all nodes, in their order
+        message = torch.cat(messages, dim=1).flatten(2)
+        return message + torch.cat(mean_edges, dim=1).flatten(2) @ edge_weight.T, attention
 
 
 class Gaze2ReportFusionMLP(nn.Module):

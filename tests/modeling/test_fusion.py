@@ -10,6 +10,8 @@ from modeling_gaze2report.modeling_fusion import (
     RELATIONS,
     Gaze2ReportFusionModel,
     Gaze2ReportGraph,
+    Gaze2ReportNeighbors,
+    NeighborSum,
 )
 from modeling_gaze2report.modeling_grid import cell_centres, cell_of, heat_map, sample_patches
 
@@ -108,14 +110,24 @@ def test_gradients_of_dense_equal_those_of_pyg(kind):
 
 
 def random_graph(num_nodes=7, batch_size=2, seed=0):
-    """Any graph at all: random attributes and relations, edges with probability one half, loops everywhere."""
+    """Any graph at all: random numbers on the edges, edges with probability one half, loops everywhere; the global node
+    listens to all. One table of rows per kind of node: one global, four patches, the rest fixations."""
     generator = torch.Generator().manual_seed(seed)
-    attributes = torch.rand(batch_size, num_nodes, 4, generator=generator)
-    relations = torch.rand(batch_size, num_nodes, len(RELATIONS), num_nodes, generator=generator)
     adjacency = torch.rand(batch_size, num_nodes, num_nodes, generator=generator) < 0.5
     adjacency |= torch.eye(num_nodes, dtype=torch.bool)
+    adjacency[:, 0] = True
+    edge_attr = torch.rand(batch_size, num_nodes, num_nodes, len(EDGE_ATTRIBUTES), generator=generator)
     states = torch.randn(batch_size, num_nodes, 16, generator=generator)
-    return states, Gaze2ReportGraph(attributes, relations, adjacency)
+    return states, graph_of(adjacency, edge_attr)
+
+
+def graph_of(adjacency, edge_attr):
+    """Tables from whole matrices: adjacency (B, V, V), target first, and numbers (B, V, V, 14)."""
+    source = torch.arange(adjacency.shape[1]).expand(adjacency.shape)
+    rows = (slice(0, 1), slice(1, 5), slice(5, None))
+    return Gaze2ReportGraph(
+        tuple(Gaze2ReportNeighbors(source[:, r], adjacency[:, r], edge_attr[:, r].clone()) for r in rows)
+    )
 
 
 def message_by_the_equation(convolution, states, graph, num_heads):
@@ -125,18 +137,15 @@ def message_by_the_equation(convolution, states, graph, num_heads):
         out = linear.weight @ vector
         return (out if linear.bias is None else out + linear.bias).view(num_heads, -1)
 
-    num_nodes = states.shape[0]
+    edge_index, edge_attr = graph.edges()
     messages = []
-    for target in range(num_nodes):
+    for target in range(states.shape[0]):
         query = project(convolution.lin_query, states[target])
         scores, contents = [], []
-        for source in range(num_nodes):
-            if not graph.adjacency[0, target, source]:
+        for (source, listener), numbers in zip(edge_index.T.tolist(), edge_attr, strict=True):
+            if listener != target:
                 continue
-            there, here = graph.attributes[0, source], graph.attributes[0, target]
-            dx, dy, log_duration, order = (there - here).tolist()
-            numbers = [dx, dy, dx**2 + dy**2, log_duration, order, *graph.relations[0, target, :, source].tolist()]
-            edge = project(convolution.lin_edge, torch.tensor(numbers))
+            edge = project(convolution.lin_edge, numbers)
             key = project(convolution.lin_key, states[source]) + edge
             scores.append((query * key).sum(-1) / math.sqrt(query.shape[-1]))
             contents.append(project(convolution.lin_value, states[source]) + edge)
@@ -163,9 +172,9 @@ def test_order_of_nodes_permutes_the_result_and_nothing_else(graph_implementatio
     layer = make_model(graph_implementation=graph_implementation).layers[0]
     states, graph = random_graph()
     order = torch.tensor([0, 4, 2, 6, 1, 5, 3])  # the global node stays in front: its attention is read there
-    shuffled = Gaze2ReportGraph(
-        graph.attributes[:, order], graph.relations[:, order][..., order], graph.adjacency[:, order][..., order]
-    )
+    adjacency = torch.cat([table.mask for table in graph.neighbors], dim=1)
+    edge_attr = torch.cat([table.edge_attr for table in graph.neighbors], dim=1)
+    shuffled = graph_of(adjacency[:, order][..., order], edge_attr[:, order][:, :, order])
 
     expected, attention = layer(states, graph)
     actual, shuffled_attention = layer(states[:, order], shuffled)
@@ -194,12 +203,12 @@ def test_a_batch_is_a_disjoint_union_of_its_films(graph_implementation):
 def test_a_node_with_no_edge_but_its_loop_hears_itself_alone(graph_implementation):
     attention = make_model(graph_implementation=graph_implementation).layers[0].attention
     states, graph = random_graph(batch_size=1)
-    graph.adjacency[0, 5] = graph.adjacency[0, :, 5] = False
-    graph.adjacency[0, 5, 5] = True
+    fixations = graph.neighbors[2]
+    fixations.mask[0, 0] = torch.arange(7) == 5
 
     message, _ = attention(states, graph)
 
-    loop = torch.cat((torch.zeros(5), graph.relations[0, 5, :, 5]))
+    loop = fixations.edge_attr[0, 0, 5]
     conv = attention.conv
     expected = attention.output(conv.lin_value(states[0, 5]) + conv.lin_edge(loop))
     torch.testing.assert_close(message[0, 5], expected, rtol=1e-5, atol=1e-5)
@@ -214,6 +223,68 @@ def test_a_silent_attention_leaves_the_residual():
     states, graph = random_graph()
 
     assert torch.equal(layer(states, graph)[0], states)
+
+
+def test_gradients_of_the_sum_over_neighbours_are_numerically_right():
+    generator = torch.Generator().manual_seed(0)
+    alpha = torch.rand(2, 3, 2, 4, generator=generator, dtype=torch.double, requires_grad=True)
+    values = torch.rand(2, 5, 2, 3, generator=generator, dtype=torch.double, requires_grad=True)
+    source = torch.randint(5, (2, 3, 4), generator=generator)  # with a source that stands twice in a row
+
+    assert torch.autograd.gradcheck(lambda a, v: NeighborSum.apply(a, v, source), (alpha, values))
+
+
+@pytest.mark.parametrize("with_gaze", [False, True])
+def test_the_graph_compiles_as_one_piece_to_the_same_result(with_gaze):
+    model = make_model()
+    patches, fixations = make_films()
+    film = (patches, fixations, mask_of(0, 4, 6)) if with_gaze else (patches,)
+    expected = model(*film)
+
+    actual = torch.compile(model, backend="aot_eager", fullgraph=True)(*film)
+
+    for name in expected:
+        torch.testing.assert_close(actual[name], expected[name], rtol=0, atol=1e-5)
+    expected.tokens.square().sum().backward()
+    eager = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    actual.tokens.square().sum().backward()
+    for name, parameter in model.named_parameters():
+        if name in eager:
+            torch.testing.assert_close(parameter.grad, eager[name], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_no_tensor_holds_every_pair_with_its_numbers_or_every_edge_with_the_width():
+    model = make_model(grid_size=12, hidden_size=64)
+    patches = torch.randn(1, 144, CHANNELS)
+    fixations = torch.rand(1, 6, 3)
+    num_nodes, heads = 1 + 144 + 6, 2
+    edges = sum(
+        table.source[0].numel()
+        for table in model.build_graph(patches, fixations, mask_of(6), torch.rand(1, 144)).neighbors
+    )
+    largest = LargestTensor()
+
+    with largest:
+        model(patches, fixations)
+
+    assert largest.numel == heads * 144 * num_nodes  # the scores of the patches' rows
+    assert largest.numel < min(num_nodes**2 * len(EDGE_ATTRIBUTES), edges * 64)
+
+
+class LargestTensor(torch.utils._python_dispatch.TorchDispatchMode):
+    """Watches every operation for the number of elements of the largest tensor that one makes."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in torch.utils._pytree.tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                # A view that repeats elements takes no memory for them.
+                self.numel = max(self.numel, tensor.numel() if tensor.is_contiguous() else 0)
+        return result
 
 
 # -- gaze in the graph ------------------------------------------------------------------------------------------------
@@ -353,6 +424,41 @@ def test_graph_of_a_film_by_hand():
     edge = edges[(second, first)]
     differences = [edge[name] for name in EDGE_ATTRIBUTES[:5]]
     assert differences == pytest.approx([0.75, 0.75, 1.125, 1.0, 1 / 3])
+
+
+def test_no_edge_stands_twice():
+    # With every other patch a feature neighbour, the cells at a patch's sides are among them.
+    patches, fixations = make_films()
+
+    for data in make_model(num_neighbors=PATCHES - 1).to_pyg(patches, fixations, mask_of(0, 4, 6)):
+        edges = data.edge_index.T.tolist()
+        assert len(edges) == len({tuple(edge) for edge in edges})
+        beside = [e for (source, target), e in edges_of(data).items() if (source, target) == (5, 6)]
+        assert [(e["spatial"], e["feature_neighbor"]) for e in beside] == [(1, 1)]
+
+
+def neighbors_by_the_formula(patches, heat, num_neighbors, gaze_direction):
+    """|x_j - x_l|^2 + lambda g_j (g_j - g_l)^2 for every pair of one film's patches, and the nearest."""
+    features = patches / patches.norm(dim=-1, keepdim=True)
+    gaze = (heat - heat.min()) / (heat.max() - heat.min())
+    nearest = []
+    for target in range(len(features)):
+        distances = (features[target] - features).square().sum(-1)
+        distances = distances + gaze_direction * gaze[target] * (gaze[target] - gaze).square()
+        distances[target] = torch.inf
+        nearest.append(set(distances.argsort()[:num_neighbors].tolist()))
+    return nearest
+
+
+def test_feature_neighbors_follow_the_formula():
+    model = make_model(num_neighbors=3, gaze_direction=0.7)
+    patches, _ = make_films(1)
+    heat = torch.rand(1, PATCHES, generator=torch.Generator().manual_seed(1))
+
+    nearest = model.feature_neighbors(patches, heat)
+
+    expected = neighbors_by_the_formula(patches[0], heat[0], 3, 0.7)
+    assert [set(row) for row in nearest[0].tolist()] == expected
 
 
 def test_every_edge_of_the_data_object_has_a_relation():
