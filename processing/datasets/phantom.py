@@ -112,7 +112,7 @@ def generate_readings(seed: int, index: int, num_readers: int, image_size: int =
     canvas = Canvas(
         image_size,
         tilt=float(placing.normal(0, 0.018)),
-        scale=float(placing.uniform(0.86, 1.16)),
+        scale=float(placing.uniform(0.84, 1.18)),
         shift=(float(placing.normal(0, 0.024)), float(placing.normal(0.008, 0.026))),
     )
     layers = normal_layers(anatomy, canvas)

@@ -142,7 +142,8 @@ class Anatomy:
     scapula_in: float  # how far the scapulae overlap the lungs
     stomach_bubble: float
     vessel_prominence: float  # 1 is typical
-    perihilar_haze: float  # of crowded vessels and soft tissue, in normal lungs too; 0 ... 0.3
+    fat_pad: float  # beside the heart above the diaphragm, 0 none ... 1 large
+    perihilar_haze: float  # of crowded vessels and soft tissue, in normal lungs too, 0 ... 0.34
     basal_haze: float
     vessel_seed: int
     texture_seed: int
@@ -201,11 +202,13 @@ def sample_anatomy(rng: np.random.Generator) -> Anatomy:
     habitus = float(clip01(rng.normal(0.4 if sex == "F" else 0.45, 0.22)))
     inspiration = float(clip01(rng.normal(0.42 if portable else 0.62, 0.20)))
     rotation = float(np.clip(rng.normal(0, 0.6 if portable else 0.35), -1, 1))
-    half_width = float(np.clip(rng.normal(0.352 + 0.010 * portable, 0.022), 0.30, 0.41))
+    half_width = float(np.clip(rng.normal(0.352 + 0.010 * portable, 0.026), 0.295, 0.42))
     apex = float(rng.normal(0.145 if portable else 0.125, 0.018))
     dome = float(0.605 + 0.145 * inspiration + rng.normal(0, 0.012))
-    ratio = 0.425 + 0.03 * portable + 0.05 * (1 - inspiration) + 0.03 * (habitus - 0.45)
-    ratio = float(np.clip(rng.normal(ratio, 0.035), 0.35, NORMAL_HEART[view]))
+    ratio = 0.435 + 0.045 * portable + 0.06 * (1 - inspiration) + 0.04 * (habitus - 0.45)
+    ratio = max(0.35, float(rng.normal(ratio, 0.036)))
+    widest = NORMAL_HEART[view] - float(rng.uniform(0.0, 0.03))
+    ratio = min(ratio, widest)
     mediastinum = 0.070 + 0.009 * portable + 0.012 * (1 - inspiration)
     mediastinum += 0.020 * (habitus - 0.45) + 0.010 * abs(rotation)
     prominence = 0.95 + 0.10 * portable + 0.2 * (0.5 - inspiration)
@@ -222,9 +225,9 @@ def sample_anatomy(rng: np.random.Generator) -> Anatomy:
         apex=apex,
         dome={"right": dome, "left": dome + float(rng.normal(0.018, 0.006))},
         heart_diameter=ratio * 2 * half_width,
-        heart_top=float(0.475 + 0.08 * (dome - 0.7) + rng.normal(0, 0.014)),
-        heart_axis=float(np.clip(rng.normal(0.65, 0.035), 0.57, 0.73)),
-        mediastinum=float(np.clip(rng.normal(mediastinum, 0.011), 0.052, 0.112)),
+        heart_top=float(0.475 + 0.08 * (dome - 0.7) + rng.normal(0, 0.018)),
+        heart_axis=float(np.clip(rng.normal(0.65, 0.05), 0.54, 0.76)),
+        mediastinum=float(np.clip(rng.normal(mediastinum, 0.013), 0.050, 0.115)),
         knob=float(rng.uniform(0.020, 0.038)),
         knob_y=float(rng.normal(0.305, 0.014)),
         carina_y=float(rng.normal(0.355, 0.012)),
@@ -237,8 +240,9 @@ def sample_anatomy(rng: np.random.Generator) -> Anatomy:
         breast=float(rng.uniform(0.25, 1.0)) * (0.4 + 0.9 * habitus) if sex == "F" else 0.0,
         scapula_in=float(rng.uniform(0.3, 1.0) if portable else rng.uniform(0.0, 0.35)),
         stomach_bubble=float(rng.random() < 0.55) * float(rng.uniform(0.4, 1.0)),
-        vessel_prominence=float(np.clip(rng.normal(prominence, 0.17), 0.6, 1.5)),
-        perihilar_haze=float(np.clip(rng.normal(0.05 + 0.13 * (1 - inspiration), 0.06), 0.0, 0.28)),
+        vessel_prominence=float(np.clip(rng.normal(prominence, 0.20), 0.6, 1.6)),
+        fat_pad=float(clip01(rng.normal(0.1 + 0.8 * (habitus - 0.3), 0.25))),
+        perihilar_haze=float(np.clip(rng.normal(0.05 + 0.15 * (1 - inspiration), 0.085), 0.0, 0.34)),
         basal_haze=float(np.clip(rng.normal(0.02 + 0.12 * (1 - inspiration), 0.06), 0.0, 0.24)),
         vessel_seed=int(rng.integers(2**31)),
         texture_seed=int(rng.integers(2**31)),
@@ -290,11 +294,22 @@ class Canvas:
 
     def __init__(self, size: int, tilt: float = 0.0, scale: float = 1.0, shift: tuple[float, float] = (0.0, 0.0)):
         self.size, self.tilt, self.scale, self.shift = size, tilt, scale, shift
-        axis = (np.arange(size, dtype=np.float32) + 0.5) / size
-        x, y = axis[None, :] - 0.5 - shift[0], axis[:, None] - 0.5 - shift[1]
-        cos, sin = math.cos(tilt) / scale, math.sin(tilt) / scale
-        self.X = (cos * x + sin * y).astype(np.float32)  # (H, W)
-        self.Y = (-sin * x + cos * y + 0.5).astype(np.float32)
+
+    @cached_property
+    def X(self) -> np.ndarray:
+        """X of the pixels, (H, W) float32."""
+        x, y = self._axes()
+        return math.cos(self.tilt) / self.scale * x + math.sin(self.tilt) / self.scale * y
+
+    @cached_property
+    def Y(self) -> np.ndarray:
+        """Y of the pixels, (H, W) float32."""
+        x, y = self._axes()
+        return math.cos(self.tilt) / self.scale * y - math.sin(self.tilt) / self.scale * x + 0.5
+
+    def _axes(self) -> tuple[np.ndarray, np.ndarray]:
+        axis = (np.arange(self.size, dtype=np.float32) + 0.5) / self.size - 0.5
+        return axis[None, :] - self.shift[0], axis[:, None] - self.shift[1]
 
     TABLE = (np.arange(2048) / 1280 - 0.3).astype(np.float32)
 
@@ -757,9 +772,14 @@ def _crowding(anatomy: Anatomy, canvas: Canvas) -> np.ndarray:
     d = np.minimum(*(canvas.blob(*hilum_center(anatomy, side), 0.13, 0.19) for side in SIDES))
     haze = np.exp(-0.9 * d)
     haze *= anatomy.perihilar_haze
+    for side, share in (("left", anatomy.heart_axis), ("right", 1.0 - anatomy.heart_axis)):
+        x, y = anatomy.center + SIGN[side] * share * anatomy.heart_diameter, anatomy.dome[side] - 0.005
+        rx, ry = 0.03 + 0.05 * anatomy.fat_pad, 0.03 + 0.045 * anatomy.fat_pad
+        at = canvas.window(x - 1.2 * rx, y - 1.2 * ry, x + 1.2 * rx, y + 1.2 * ry)
+        haze[at] += 0.6 * anatomy.fat_pad * smooth_step(1.2 - canvas.blob(x, y, rx, ry, at=at))
     low = min(anatomy.dome.values())
     haze += canvas.of_height(lambda y: anatomy.basal_haze * smooth_step((y - low + 0.20) / 0.24))
-    return haze
+    return clip01(haze)
 
 
 def hilum_center(anatomy: Anatomy, side: str) -> tuple[float, float]:

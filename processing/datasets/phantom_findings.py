@@ -245,11 +245,11 @@ def shape_anatomy(anatomy: Anatomy, findings: list[Finding]) -> Anatomy:
     for finding in findings:
         if finding.category == "Cardiomegaly":
             # from just above the widest normal heart of the projection
-            share = NORMAL_HEART[anatomy.view] + 0.005 + 0.155 * finding.strength
+            share = NORMAL_HEART[anatomy.view] + 0.004 + 0.13 * finding.strength**1.6
             changed.heart_diameter = share * 2 * anatomy.half_width
             changed.heart_top -= 0.03 * finding.strength
         elif finding.category == "Enlarged Cardiomediastinum":
-            changed.mediastinum = anatomy.mediastinum * (1.12 + 0.50 * finding.strength)
+            changed.mediastinum = anatomy.mediastinum * (1.12 + 0.46 * finding.strength)
             changed.knob = anatomy.knob * (1.0 + 0.4 * finding.strength)
         elif finding.kind == "basal atelectasis":
             for side in _sides(finding):
@@ -363,7 +363,7 @@ def _edema(finding, anatomy, canvas, layers, rng):
         hx, hy = hilum_center(anatomy, side)
         d = coarse.blob(hx, hy + low, 0.12 + 0.07 * s, 0.17 + 0.08 * s)
         wing = np.exp(-0.9 * d) * layers.reach[side]
-        _add_haze(layers, (0.07 + 0.53 * s) * (1.0 + sign * heavier) * wing * (0.95 + 0.07 * texture))
+        _add_haze(layers, (0.06 + 0.44 * s) * (1.0 + sign * heavier) * wing * (0.95 + 0.07 * texture))
         lines = []
         for _ in range(int(4 + 14 * s)):  # septal lines meet the side wall at right angles
             y = rng.uniform(anatomy.dome[side] - 0.16, anatomy.angle_y[side] - 0.05)
@@ -375,7 +375,7 @@ def _edema(finding, anatomy, canvas, layers, rng):
         box = (hx - 0.15, hy + low - 0.18, hx + 0.15, hy + low + 0.18)
         finding.boxes.append(_within_lung(anatomy, side, box))
     top = anatomy.dome["right"] - 0.10
-    layers.vessels *= canvas.of_height(lambda y: 1.0 + (0.08 + 0.45 * s) * smooth_step((top - y) / 0.3))
+    layers.vessels *= canvas.of_height(lambda y: 1.0 + (0.06 + 0.34 * s) * smooth_step((top - y) / 0.3))
     layers.broad += (0.004 + 0.020 * s) * texture * (layers.reach["left"] + layers.reach["right"])
 
 

@@ -10,6 +10,7 @@ from modeling_gaze2report.processing.datasets.phantom_anatomy import Canvas, nor
 from modeling_gaze2report.processing.datasets.phantom_findings import (
     FREQUENCY,
     draw_findings,
+    lesion_radius,
     sample_finding,
     shape_anatomy,
 )
@@ -123,28 +124,63 @@ def test_regions_lie_where_the_anatomy_table_expects_them(records):
     assert np.abs(centers - expected).max() < 0.10
 
 
+def change_and_boxes(rng, category, strength):
+    """How far a finding changes what a film is summed from, and the pixels in its boxes; both (128, 128)."""
+    anatomy = sample_anatomy(rng)
+    finding = sample_finding(rng, category, "pacemaker" if category == "Support Devices" else None)
+    finding.strength = strength
+    canvas = Canvas(128)
+    plain = normal_layers(anatomy, canvas)
+    shaped = shape_anatomy(anatomy, [finding])
+    layers = normal_layers(shaped, canvas)
+    draw_findings([finding], shaped, canvas, layers)
+    names = ("lung", "heart", "vessels", "bone", "haze", "broad", "extra")
+    change = sum(np.abs(getattr(layers, name) - getattr(plain, name)) for name in names)
+    mask = np.zeros_like(change, dtype=bool)
+    for x0, y0, x1, y1 in finding.boxes:
+        (left, right), (top, bottom) = sorted((x0, x1)), sorted((y0, y1))
+        mask |= (left <= canvas.X) & (right >= canvas.X) & (top <= canvas.Y) & (bottom >= canvas.Y)
+    return change, mask
+
+
 @pytest.mark.parametrize("category", FREQUENCY)
 def test_an_obvious_finding_changes_the_film_in_its_box(category):
     rng = np.random.default_rng(1)
-    kind = "pacemaker" if category == "Support Devices" else None
     for _ in range(3):
-        anatomy = sample_anatomy(rng)
-        finding = sample_finding(rng, category, kind)
-        finding.strength = 0.9
-        canvas = Canvas(128)
-        plain = normal_layers(anatomy, canvas)
-        shaped = shape_anatomy(anatomy, [finding])
-        layers = normal_layers(shaped, canvas)
-        draw_findings([finding], shaped, canvas, layers)
-        names = ("lung", "heart", "vessels", "bone", "haze", "extra")
-        change = sum(np.abs(getattr(layers, name) - getattr(plain, name)) for name in names)
-        mask = np.zeros_like(change, dtype=bool)
-        for x0, y0, x1, y1 in finding.boxes:
-            (left, right), (top, bottom) = sorted((x0, x1)), sorted((y0, y1))
-            mask |= (left <= canvas.X) & (right >= canvas.X) & (top <= canvas.Y) & (bottom >= canvas.Y)
+        change, mask = change_and_boxes(rng, category, 0.9)
 
         assert change[mask].max() > 0.05
         assert change[mask].mean() > 1.5 * change[~mask].mean()
+
+
+@pytest.mark.parametrize("category", FREQUENCY)
+def test_the_faintest_finding_can_still_be_seen(category):
+    rng = np.random.default_rng(2)
+    for _ in range(3):
+        change, mask = change_and_boxes(rng, category, 0.02)
+
+        assert change[mask].max() > 0.02
+
+
+@pytest.mark.parametrize("view", ["PA", "AP"])
+def test_hearts_are_normal_up_to_the_ratio_from_which_they_are_enlarged(view):
+    rng = np.random.default_rng(4)
+    chests = [anatomy for anatomy in (sample_anatomy(rng) for _ in range(300)) if anatomy.view == view]
+    faint = sample_finding(rng, "Cardiomegaly")
+    faint.strength = 0.0
+    limit = {"PA": 0.50, "AP": 0.54}[view]
+
+    normal = [chest.heart_diameter / (2 * chest.half_width) for chest in chests]
+    enlarged = shape_anatomy(chests[0], [faint])
+
+    assert max(normal) <= limit < enlarged.heart_diameter / (2 * enlarged.half_width)
+    assert np.mean(np.array(normal) > limit - 0.04) > 0.1
+
+
+def test_a_nodule_ends_and_a_mass_starts_at_three_centimetres():
+    millimetres = 2 * 400  # of a diameter on a film of 40 cm, per film width of radius
+
+    assert millimetres * lesion_radius("nodule", 0.95) < 30 < millimetres * lesion_radius("mass", 0.55)
 
 
 def test_prior_film_is_the_same_patients_and_the_report_compares(records):
