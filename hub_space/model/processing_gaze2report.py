@@ -26,6 +26,7 @@ from transformers.image_utils import ImageInput
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.utils import auto_docstring, logging
 
+from .dicom_sr import dicom_report, read_dicom_source
 from .errors import InputError
 from .evidence import (
     FINDING_THRESHOLD,
@@ -35,6 +36,7 @@ from .evidence import (
     attention_to_fixations,
     evidence_record,
 )
+from .fhir import fhir_report
 from .gaze_geometry import boxes_to_image, boxes_to_square, check_gaze, points_to_image, points_to_square
 from .grounding import (
     GroundedText,
@@ -693,6 +695,26 @@ class Gaze2ReportProcessor(ProcessorMixin):
     def draw_svg(self, record: dict, image) -> str:
         """The film with the record's reading, played once, as an SVG document."""
         return draw_svg(record, load_film(image).pixels)
+
+    def dicom_report(self, record: dict, path):
+        """The record as a DICOM structured report on the DICOM file that it is about, as a `pydicom.Dataset`.
+
+        Raises:
+            InputError: pydicom or highdicom is missing, or the film is no DICOM file that a document can refer to.
+        """
+        return dicom_report(record, path)
+
+    def fhir_report(self, record: dict, path=None) -> dict:
+        """The record as a FHIR R4 `DiagnosticReport`, in plain JSON values.
+
+        Args:
+            record: evidence record.
+            path: the film's file where it is a DICOM file, whose study and patient the report then names.
+
+        Raises:
+            InputError: the file is no DICOM file that a report can refer to.
+        """
+        return fhir_report(record, None if path is None else read_dicom_source(path, record))
 
 
 def drawn_fixations(record: dict) -> np.ndarray:
