@@ -268,7 +268,7 @@ def draw_curves(lines: list[dict], path: str | Path) -> None:
         label: handle for panel in panels for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
     }
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2, fontsize=8, frameon=False)
-    figure.supxlabel("step: " + ", ".join(f"{stage} from {start}" for stage, start in starts.items()), fontsize=8)
+    figure.suptitle("Steps: " + ", ".join(f"{stage} from {start}" for stage, start in starts.items()), fontsize=9)
     picture = io.BytesIO()
     FigureCanvasAgg(figure).print_png(picture)
     write_bytes(path, picture.getvalue())
