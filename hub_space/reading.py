@@ -3,9 +3,11 @@
 Needs only transformers and what the model's own folder brings; every value that leaves is plain data.
 """
 
+import hashlib
 import io
 import json
 import re
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -255,7 +257,27 @@ class FilmReader:
             return memory.getvalue()
         if kind == "page":
             return self.processor.draw_html(record, film).encode()
-        return self.processor.dicom_sr(record, film)
+        return self.structured_report(record, film)
+
+    def structured_report(self, record: dict, film) -> bytes:
+        """A record as a DICOM structured report. Nothing of the film's header is in it, for nothing of it was kept: it
+        refers to the film by identifiers made of its hash.
+        """
+        import pydicom
+
+        source = pydicom.Dataset()
+        source.SOPClassUID = "1.2.840.10008.5.1.4.1.1.7"  # secondary capture
+        for keyword in ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
+            digest = hashlib.sha256(f"{keyword} {film.sha256}".encode()).digest()
+            setattr(source, keyword, f"2.25.{int.from_bytes(digest[:16], 'big')}")
+        source.Modality = "OT"
+        memory = io.BytesIO()
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "film.dcm"
+            source.save_as(path, implicit_vr=False, little_endian=True)
+            unnamed = record | {"image": record["image"] | {"sha256": None}}
+            self.processor.dicom_report(unnamed, path).save_as(memory)
+        return memory.getvalue()
 
     @staticmethod
     def last(steps: Iterator[dict]) -> dict:

@@ -76,7 +76,41 @@ def film_of(value, load_film):
         Refused: no such upload. The reader's own errors name what is wrong with a film.
     """
     path = uploaded_file(value)
+    check_compressed(path)
     return load_film(str(path), name=path.name, max_pixels=MAX_PIXELS)
+
+
+def check_compressed(path: Path) -> None:
+    """Refuse a DICOM file that would unpack to far more than its header says; readers look at the header alone.
+
+    Raises:
+        Refused: the file is deflated as a whole, or its JPEG picture is larger than a film may be.
+    """
+    data = path.read_bytes()
+    if data[128:132] != b"DICM":
+        return
+    syntax = re.search(rb"\x02\x00\x10\x00UI..([\d.]+)", data[:4096], re.DOTALL)
+    name = syntax.group(1).decode() if syntax else ""
+    if name == "1.2.840.10008.1.2.1.99":
+        raise Refused(f"{path.name} is deflated as a whole: save it uncompressed or with JPEG compression.")
+    if name.startswith("1.2.840.10008.1.2.4"):
+        for start in COMPRESSED_SIZE.finditer(data):
+            width, height = picture_size(data, start)
+            if width * height > MAX_PIXELS:
+                raise Refused(f"{path.name}: its picture is {width} x {height} pixels: at most {MAX_PIXELS}.")
+
+
+# Where JPEG (start of frame) and JPEG 2000 (SIZ) say how large the picture is; neither comes up inside their data.
+COMPRESSED_SIZE = re.compile(rb"\xff\x4f\xff\x51|\xff[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf\xf7]\x00[\x0b-\x17]")
+
+
+def picture_size(data: bytes, start: re.Match) -> tuple[int, int]:
+    """Width and height that a compressed picture announces."""
+    if start.group().startswith(b"\xff\x4f"):
+        numbers = data[start.end() + 4 : start.end() + 12]
+        return int.from_bytes(numbers[:4], "big"), int.from_bytes(numbers[4:], "big")
+    numbers = data[start.end() + 1 : start.end() + 5]
+    return int.from_bytes(numbers[2:], "big"), int.from_bytes(numbers[:2], "big")
 
 
 def gaze_of(points: str | None, file, film) -> np.ndarray | None:
