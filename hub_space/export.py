@@ -28,6 +28,7 @@ HUB_FILES = (
     "dicom_sr.py",
     "errors.py",
     "evidence.py",
+    "evidence_comparison.py",
     "fhir.py",
     "grounding.py",
     "gaze_geometry.py",

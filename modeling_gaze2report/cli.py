@@ -102,6 +102,27 @@ def register_report(subparsers) -> None:
     )
     parser.add_argument("--out", metavar="DIR", help="write NAME.txt, NAME.evidence.json and NAME.overlay.png there")
     parser.add_argument("--no-overlay", action="store_true", help="do not draw NAME.overlay.png")
+    parser.add_argument(
+        "--html", action="store_true", help="also NAME.html: the evidence as a page in one file, to play and point at"
+    )
+    parser.add_argument(
+        "--svg", action="store_true", help="also NAME.svg: the reading, played once as a moving picture"
+    )
+    parser.add_argument(
+        "--sentences", action="store_true", help="also NAME.sentence-1.png, ...: what each sentence rests on"
+    )
+    parser.add_argument(
+        "--dicom-sr",
+        action="store_true",
+        help="also NAME.sr.dcm: a DICOM structured report, unverified, in the film's own study; carries the patient's "
+        "name, ID, birth date, sex and the accession number of the film, as an archive needs them; DICOM films only",
+    )
+    parser.add_argument(
+        "--fhir",
+        action="store_true",
+        help="also NAME.fhir.json: a FHIR R4 DiagnosticReport, preliminary; carries the patient ID and the study's "
+        "identifiers of a DICOM film",
+    )
     parser.add_argument("--gaze", metavar="FILE", help="recorded gaze: canonical JSONL or an eye tracker's export")
     parser.add_argument(
         "--gaze-format", default="auto", help="format of --gaze, as in `gaze2report gaze` (default: auto)"
@@ -111,6 +132,18 @@ def register_report(subparsers) -> None:
         default="auto",
         choices=("auto", "recorded", "predicted", "none"),
         help="auto: recorded where --gaze has it, else predicted (default: auto)",
+    )
+    parser.add_argument(
+        "--compare-gaze",
+        action="store_true",
+        help="also print what changes from predicted gaze to that of --gaze; with --out as NAME.compare.json",
+    )
+    parser.add_argument(
+        "--num-scanpaths",
+        type=int,
+        default=0,
+        metavar="K",
+        help="read each film along K drawn scanpaths more, and say how many agree on each finding (default: 0)",
     )
     parser.add_argument(
         "--strategy",
@@ -142,6 +175,7 @@ def run_report(args) -> int:
         raise InputError("--writer template writes structured reports: add --strategy structured.")
     if args.gaze_source == "recorded" and not args.gaze:
         raise InputError("--gaze-source recorded needs the recording: give --gaze FILE.")
+    check_report_options(args)
     recordings = GazeFile(args.gaze, args.gaze_format, len(set(paths)) == 1) if args.gaze else None
     out = writable_folder(args.out) if args.out else None
     reader = load_reader(args.model, args.device, args.dtype, args.offline)
@@ -155,7 +189,10 @@ def run_report(args) -> int:
             readings = []
             for path, film in batch:
                 try:
-                    gaze, notes = recordings.of(film, args.gaze_source) if recordings else (None, [])
+                    wanted = "recorded" if args.compare_gaze else args.gaze_source
+                    gaze, notes = recordings.of(film, wanted) if recordings else (None, [])
+                    if args.dicom_sr:
+                        check_dicom_source(path)
                 except InputError as error:
                     failures.add(f"{path}: {error}")
                     progress.step()
@@ -167,23 +204,30 @@ def run_report(args) -> int:
             if not readings:
                 continue
             _, films, gaze = zip(*readings, strict=True)
+            options = {"strategy": args.strategy, "writer": args.writer}
             records = read_films(
                 reader,
                 films,
                 gaze,
                 args.gaze_source,
                 args.max_new_tokens,
-                strategy=args.strategy,
-                writer=args.writer,
+                num_scanpaths=args.num_scanpaths,
+                **options,
             )
-            for (path, film, _), record in zip(readings, records, strict=True):
+            comparisons = [None] * len(films)
+            if args.compare_gaze:
+                predicted = read_films(reader, films, None, "predicted", args.max_new_tokens, **options)
+                comparisons = map(reader.processor.compare_evidence, predicted, records)
+            for (path, film, _), record, comparison in zip(readings, records, comparisons, strict=True):
                 if out is None:
                     print_report(path, record, len(paths) > 1)
                     done += 1
                     progress.step()
                 else:
-                    draw = None if args.no_overlay else reader.processor.draw_evidence
-                    writes.append(pool.submit(write_report, out / names[path], record, film, draw))
+                    views = report_views(args, reader.processor, path, record, film, comparison)
+                    writes.append(pool.submit(write_report, out / names[path], record, views))
+                if comparison is not None:
+                    print_comparison(path, comparison)
             # The next batch computes while the last one is drawn and written.
             while len(writes) > 2 * args.batch_size or (writes and writes[0].done()):
                 done += finish(writes.pop(0), failures, progress)
@@ -266,20 +310,90 @@ def print_report(path: Path, record: dict, with_name: bool) -> None:
     print(record["report"], flush=True)
 
 
-def write_report(stem: Path, record: dict, film, draw) -> None:
+def print_comparison(path: Path, comparison: dict) -> None:
+    from .processing.evidence_comparison import comparison_text
+
+    print(f"-- {printable(path)}: from predicted to given gaze")
+    print(printable(comparison_text(comparison)), flush=True)
+
+
+def check_report_options(args) -> None:
+    """Refuse options that would do nothing.
+
+    Raises:
+        InputError: an option for files without --out, --compare-gaze without gaze or with another source.
+    """
+    for name in ("html", "svg", "sentences", "dicom_sr", "fhir"):
+        if getattr(args, name) and not args.out:
+            raise InputError(f"--{name.replace('_', '-')} writes files: give --out DIR.")
+    if args.compare_gaze and (not args.gaze or args.gaze_source not in ("auto", "recorded")):
+        raise InputError(
+            "--compare-gaze compares predicted gaze with a recording: give --gaze FILE, and no other source."
+        )
+    if args.num_scanpaths < 0:
+        raise InputError(f"--num-scanpaths {args.num_scanpaths}: give 0 or more.")
+
+
+def check_dicom_source(path: Path) -> None:
+    """Refuse a film that no structured report can refer to, before it is read.
+
+    Raises:
+        InputError: see `read_dicom_source`.
+    """
+    from .processing.dicom_sr import read_dicom_source
+
+    read_dicom_source(path, {"image": {"sha256": None}})
+
+
+def report_views(args, processor, path: Path, record: dict, film, comparison: dict | None) -> dict:
+    """What is written beside text and record: by file ending, what writes it into an open file."""
+
+    def picture(draw, *arguments):
+        return lambda file: draw(record, film, *arguments).save(file, format="PNG", compress_level=1)
+
+    def text(make):
+        return lambda file: file.write(make().encode(errors="backslashreplace"))
+
+    views = {}
+    if not args.no_overlay:
+        views[".overlay.png"] = picture(processor.draw_evidence)
+    if args.sentences:
+        for number in range(len(record["sentences"])):
+            views[f".sentence-{number + 1}.png"] = picture(processor.draw_sentence, number)
+    if args.html:
+        views[".html"] = text(lambda: processor.draw_html(record, film))
+    if args.svg:
+        views[".svg"] = text(lambda: processor.draw_svg(record, film))
+    if args.dicom_sr:
+        views[".sr.dcm"] = lambda file: processor.dicom_report(record, path).save_as(file, enforce_file_format=True)
+    if args.fhir:
+        views[".fhir.json"] = text(lambda: json_text(processor.fhir_report(record, path if is_dicom(path) else None)))
+    if comparison is not None:
+        views[".compare.json"] = text(lambda: json_text(comparison))
+    return views
+
+
+def is_dicom(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def json_text(values: dict) -> str:
+    return json.dumps(values, ensure_ascii=False, indent=1) + "\n"
+
+
+def write_report(stem: Path, record: dict, views: dict) -> None:
     """The files of one film: each whole or not at all, the evidence record last.
 
     Raises:
-        InputError: a file cannot be written; none of them is left then.
+        InputError: a file cannot be made or written; none of them is left then.
     """
-    files = {".txt": lambda file: file.write((record["report"] + "\n").encode())}
-    if draw is not None:
-        overlay = draw(record, film)
-        files[".overlay.png"] = lambda file: overlay.save(file, format="PNG", compress_level=1)
     # A file name may hold bytes that are no characters; JSON has an escape for each.
-    files[".evidence.json"] = lambda file: file.write(
-        (json.dumps(record, ensure_ascii=False, indent=1) + "\n").encode(errors="backslashreplace")
-    )
+    files = {
+        ".txt": lambda file: file.write((record["report"] + "\n").encode()),
+        **views,
+        ".evidence.json": lambda file: file.write(json_text(record).encode(errors="backslashreplace")),
+    }
     written: dict[Path, Path] = {}
     try:
         for ending, write in files.items():

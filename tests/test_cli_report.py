@@ -574,6 +574,107 @@ def test_half_precision_reads_films(model, film, tmp_path):
     evidence_of(tmp_path / "out")
 
 
+# -- other forms of the evidence --------------------------------------------------------------------------------------
+
+
+def study_film(path):
+    """A DICOM film that belongs to a study."""
+    pydicom = pytest.importorskip("pydicom")
+    dicom(path)
+    dataset = pydicom.dcmread(path)
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = "1.2.3.1", "1.2.3.2"
+    dataset.PatientID = "4711"
+    dataset.save_as(path)
+    return path
+
+
+def test_pages_and_pictures_are_written_on_request(report, film, tmp_path):
+    out = tmp_path / "out"
+
+    assert report(film, "--html", "--svg", "--sentences", "--fhir", "--out", out) == 0
+
+    record = evidence_of(out)
+    sentences = [f".sentence-{number + 1}.png" for number in range(len(record["sentences"]))]
+    assert names_in(out) == sorted("film" + ending for ending in (*ENDINGS, ".html", ".svg", ".fhir.json", *sentences))
+    assert (out / "film.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert "</svg>" in (out / "film.svg").read_text(encoding="utf-8")
+    fhir = json.loads((out / "film.fhir.json").read_text(encoding="utf-8"))
+    assert (fhir["resourceType"], fhir["status"]) == ("DiagnosticReport", "preliminary")
+    assert fhir["contained"][1]["content"]["title"] == "film.png"
+
+
+def test_a_structured_report_is_written_beside_a_dicom_film(report, tmp_path):
+    pytest.importorskip("highdicom")
+    import pydicom
+
+    path = study_film(tmp_path / "film.dcm")
+
+    assert report(path, "--dicom-sr", "--fhir", "--out", tmp_path / "out") == 0
+
+    document = pydicom.dcmread(tmp_path / "out" / "film.sr.dcm")
+    assert (document.StudyInstanceUID, document.PatientID, document.VerificationFlag) == (
+        "1.2.3.1",
+        "4711",
+        "UNVERIFIED",
+    )
+    fhir = json.loads((tmp_path / "out" / "film.fhir.json").read_text(encoding="utf-8"))
+    assert fhir["contained"][1]["identifier"][0]["value"] == "urn:oid:1.2.3.1"
+
+
+def test_a_picture_gets_no_structured_report_and_others_do(report, film, tmp_path, capsys):
+    pytest.importorskip("highdicom")
+    path = study_film(tmp_path / "study.dcm")
+
+    assert report(film, path, "--dicom-sr", "--out", tmp_path / "out") == 1
+
+    assert "film.png is no DICOM file" in capsys.readouterr().err
+    assert names_in(tmp_path / "out") == ["study.evidence.json", "study.overlay.png", "study.sr.dcm", "study.txt"]
+
+
+@pytest.mark.parametrize("option", ["--html", "--svg", "--sentences", "--dicom-sr", "--fhir"])
+def test_files_need_a_folder(report, film, capsys, option):
+    assert report(film, option) == 2
+
+    assert f"error: {option} writes files: give --out DIR." in capsys.readouterr().err
+
+
+def test_drawn_scanpaths_say_how_many_agree(report, film, tmp_path):
+    assert report(film, "--num-scanpaths", 2, "--out", tmp_path / "out") == 0
+
+    record = evidence_of(tmp_path / "out")
+    assert record["confidence_from"]["num_scanpaths"] == 2
+    agreements = [finding["agreement"] for finding in record["findings"]]
+    assert {value for one in agreements for value in one.values()} <= {0, 0.5, 1}
+
+
+def test_given_gaze_is_compared_with_predicted_gaze(report, film, tmp_path, capsys):
+    gaze = tmp_path / "gaze.jsonl"
+    gaze.write_text(gaze_line())
+
+    assert report(film, "--gaze", gaze, "--compare-gaze", "--out", tmp_path / "out") == 0
+
+    assert evidence_of(tmp_path / "out")["gaze"]["source"] == "recorded"
+    comparison = json.loads((tmp_path / "out" / "film.compare.json").read_text(encoding="utf-8"))
+    assert comparison["sources"] == {"predicted": "predicted", "given": "recorded"}
+    assert len(comparison["findings"]) == 14
+    assert f"-- {film}: from predicted to given gaze" in capsys.readouterr().out
+
+
+def test_a_film_without_gaze_cannot_be_compared(report, film, tmp_path, capsys):
+    gaze = tmp_path / "gaze.jsonl"
+    gaze.write_text(gaze_line("other.png"))
+
+    assert report(film, "--gaze", gaze, "--compare-gaze") == 2
+    assert "holds no recording of film.png" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--compare-gaze"], ["--compare-gaze", "--gaze-source", "predicted"]])
+def test_a_comparison_needs_gaze(report, film, capsys, arguments):
+    assert report(film, *arguments) == 2
+
+    assert "--compare-gaze compares predicted gaze with a recording" in capsys.readouterr().err
+
+
 # -- where it writes --------------------------------------------------------------------------------------------------
 
 

@@ -36,6 +36,7 @@ from .evidence import (
     attention_to_fixations,
     evidence_record,
 )
+from .evidence_comparison import compare_evidence
 from .fhir import fhir_report
 from .gaze_geometry import boxes_to_image, boxes_to_square, check_gaze, points_to_image, points_to_square
 from .grounding import (
@@ -695,6 +696,14 @@ class Gaze2ReportProcessor(ProcessorMixin):
     def draw_svg(self, record: dict, image) -> str:
         """The film with the record's reading, played once, as an SVG document."""
         return draw_svg(record, load_film(image).pixels)
+
+    def compare_evidence(self, predicted: dict, given: dict) -> dict:
+        """What changed from a film's record along predicted gaze to its record along given gaze.
+
+        Raises:
+            InputError: the records are not of one film.
+        """
+        return compare_evidence(predicted, given)
 
     def dicom_report(self, record: dict, path):
         """The record as a DICOM structured report on the DICOM file that it is about, as a `pydicom.Dataset`.
