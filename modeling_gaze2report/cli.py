@@ -58,13 +58,11 @@ def build_parser() -> argparse.ArgumentParser:
     register_train(subparsers)
     register_evaluate(subparsers)
     from .hub_space import commands as hub_commands
-    from .hub_space import commands as hub_commands
     from .processing.datasets import commands as dataset_commands
     from .processing.metrics import commands as metric_commands
 
     dataset_commands.register(subparsers)
     metric_commands.register(subparsers)
-    hub_commands.register(subparsers)
     hub_commands.register(subparsers)
     for command in set(subparsers.choices.values()):
         command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
@@ -639,25 +637,27 @@ def run_assemble(args) -> int:
 
 
 def register_train(subparsers) -> None:
+    recipes = Path(__file__).parent / "training" / "recipes"
+    shipped = ", ".join(sorted(file.stem for file in recipes.glob("*.yaml")))
     parser = subparsers.add_parser(
         "train",
         help="train a model by a recipe",
-        description="Train a model by a recipe: a YAML file or the name of a shipped one, with key=value overrides.",
+        description="Train a model by a recipe: a YAML file or the name of a shipped one, with key=value overrides. "
+        "The log, the learning curves and sample reports go to OUTPUT-records. A run that was cut off continues when "
+        "the command is repeated. On several GPUs: "
+        "accelerate launch -m modeling_gaze2report.training RECIPE [key=value ...]",
     )
-    parser.add_argument("recipe", metavar="RECIPE", help="YAML file, or a shipped recipe: embedded")
+    parser.add_argument("recipe", metavar="RECIPE", help=f"YAML file, or a shipped recipe: {shipped}")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example data.path=phantoms seed=1")
     parser.set_defaults(run=run_train)
 
 
 def run_train(args) -> int:
-    import logging
-
     try:
         from .training.recipe import load_recipe
         from .training.stages import run
     except ModuleNotFoundError as error:
         raise InputError(f'training needs the package {error.name}: pip install "gaze2report[train]"') from error
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     print(run(load_recipe(args.recipe, args.overrides)))
     return 0
 
@@ -682,6 +682,12 @@ def register_evaluate(subparsers) -> None:
         help="of the system's own result (default: predicted)",
     )
     parser.add_argument("--controls", action="store_true", help="also with every other source of gaze, in one table")
+    parser.add_argument(
+        "--tasks",
+        action="store_true",
+        help="also grounded and structured reports, questions, phrases, boxes, regions and order, in the same "
+        "tables; answers go to tasks.jsonl",
+    )
     parser.add_argument("--max-records", type=positive, metavar="N", help="the first N records only")
     parser.add_argument("--batch-size", type=positive, default=16, metavar="N", help="films at once (default: 16)")
     parser.add_argument(

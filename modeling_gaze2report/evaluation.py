@@ -1,5 +1,6 @@
 """`gaze2report evaluate`: this project's models as systems under the evaluation of `processing.metrics`."""
 
+import json
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +15,18 @@ from .processing.datasets.reading import load_split
 from .processing.errors import InputError
 from .processing.image_processing_gaze2report import load_film
 from .processing.metrics.controls import GAZE_SOURCES
-from .processing.metrics.evaluation import Prediction, dataset_statistics, evaluate_dataset, write_evaluation
-from .processing.metrics.reports import PROTOCOLS
-from .processing.metrics.resampling import Bootstrap, compare_all
+from .processing.metrics.evaluation import (
+    Prediction,
+    dataset_statistics,
+    evaluate_dataset,
+    sum_rows,
+    write_evaluation,
+)
+from .processing.metrics.files import write_text
+from .processing.metrics.findings import calibration_statistics
+from .processing.metrics.reports import PROTOCOLS, label_statistics, label_table
+from .processing.metrics.resampling import Bootstrap, compare_all, score_all
+from .processing.metrics.results import Results
 from .processing.report_labels import FINDINGS
 
 
@@ -83,14 +93,51 @@ def evaluate_model(args: Namespace) -> str:
         protocol=PROTOCOLS[args.protocol],
         batch_size=args.batch_size,
         seed=args.seed,
+        thresholds=predictor.reader.processor.thresholds,
         progress=lambda batches: tqdm(batches, disable=None, unit="batch"),
     )
     results.comparisons["the same predictions for other films (chance)"] = against_chance(
         predictions[args.gaze_source], list(records), results.protocol
     )
+    if args.tasks:
+        add_tasks(results, predictor.reader, list(records), predictions[args.gaze_source], args)
     title = f"{predictor.reader.name} on {Path(args.data).name}, {args.split}"
     write_evaluation(results, predictions[args.gaze_source], records, args.out, title)
     return (Path(args.out) / "metrics.md").read_text(encoding="utf-8")
+
+
+def add_tasks(
+    results: Results, reader: Reader, records: list[dict], predictions: list[Prediction], args: Namespace
+) -> None:
+    """Add the scores of every task, compare the strategies with the plain report, and write `tasks.jsonl`."""
+    from .task_evaluation import TaskEvaluation
+
+    tasks = TaskEvaluation(
+        reader,
+        records,
+        "none" if args.gaze_source == "none" else "predicted",
+        args.batch_size,
+        args.seed,
+        progress=lambda batches: tqdm(batches, disable=None, unit="batch"),
+    ).run()
+    patients = [str(record["patient_id"]) for record in records]
+    labels = [[np.nan if one is None else one for one in record["labels"] or [None] * 14] for record in records]
+    probabilities = [prediction.finding_probabilities for prediction in predictions]
+    metrics = tasks.metrics | {"ece": calibration_statistics(probabilities, labels)}
+    results.metrics |= score_all(metrics, Bootstrap(), patients)
+    with_report = [index for index, record in enumerate(records) if (record.get("report") or "").strip()]
+    if with_report:
+        plain = label_statistics(
+            "chexpert_rules",
+            label_table(predictions[index].report for index in with_report),
+            label_table(records[index]["report"] for index in with_report),
+        )
+        plain = sum_rows(plain, with_report, len(records))
+        for task, statistics in tasks.reports.items():
+            comparison = compare_all(statistics, plain, Bootstrap(), patients)
+            results.comparisons[f"{task} reports minus direct ones"] = comparison
+    lines = [json.dumps(line, ensure_ascii=False) for line in tasks.lines]
+    write_text(Path(args.out) / "tasks.jsonl", "".join(f"{line}\n" for line in lines))
 
 
 __all__ = ["ModelPredictor", "evaluate_model"]

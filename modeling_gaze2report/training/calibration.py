@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from ..processing.image_processing_gaze2report import load_film
-from ..processing.metrics.findings import expected_calibration_error
+from ..processing.metrics.findings import calibration_statistics
 from ..processing.report_labels import FINDINGS
 
 # A class with fewer films of either kind keeps temperature 1 and the common threshold: nothing could be fitted.
@@ -101,8 +101,8 @@ def fit(logits: np.ndarray, labels: np.ndarray, threshold: float = 0.5) -> Calib
     return Calibration(
         temperatures,
         thresholds,
-        expected_calibration_error(sigmoid(logits), labels),
-        expected_calibration_error(sigmoid(logits / temperatures), labels),
+        calibration_statistics(sigmoid(logits), labels).score(),
+        calibration_statistics(sigmoid(logits / temperatures), labels).score(),
         fitted,
         len(logits),
     )

@@ -272,7 +272,7 @@ def _grounding_rows(predictions, records) -> dict[str, Metric]:
             )
     if not owner or not any(p.finding_boxes for p in predictions):
         return {}
-    return _sum_rows(grounding_statistics(predicted, reference), owner, len(records))
+    return sum_rows(grounding_statistics(predicted, reference), owner, len(records))
 
 
 def _answer_rows(predictions, records) -> dict[str, Metric]:
@@ -288,15 +288,15 @@ def _answer_rows(predictions, records) -> dict[str, Metric]:
         owner += [i] * len(questions)
         answers += predictions[i].answers
         references += [[question["answer"]] for question in questions]
-    return _sum_rows(answer_statistics(answers, references), owner, len(records)) if owner else {}
+    return sum_rows(answer_statistics(answers, references), owner, len(records)) if owner else {}
 
 
-def _sum_rows(statistics: dict, owner: Sequence[int], count: int) -> dict[str, Metric]:
-    """Statistics of phrases or questions summed to their records."""
+def sum_rows(statistics: dict, owner: Sequence[int], count: int) -> dict[str, Metric]:
+    """Statistics of phrases, boxes or questions summed to the records that own them."""
     result = {}
     for name, metric in statistics.items():
         values = np.zeros((count, metric.values.shape[1]))
-        np.add.at(values, owner, metric.values)
+        np.add.at(values, np.asarray(owner), metric.values)
         result[name] = type(metric)(metric.name, values, metric.finish, metric.higher_is_better)
     return result
 

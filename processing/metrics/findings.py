@@ -103,31 +103,32 @@ def finding_statistics(probabilities, labels, thresholds=0.5) -> dict[str, Stati
     }
 
 
-def expected_calibration_error(probabilities, labels, bins: int = 15) -> float:
-    """Expected calibration error (Guo et al. 2017): distance of probability and frequency over bins of equal width.
+def calibration_statistics(probabilities, labels, bins: int = 15) -> Statistics:
+    """`ece` of films, ready for intervals: expected calibration error (Guo et al. 2017) over bins of equal width.
 
         sum_b n_b / n |mean probability of b - share of positive labels in b|
 
     Args:
-        probabilities: any shape, in [0, 1]; the probability of the positive label.
-        labels: of that shape; 1 or 0, NaN and -1 are left out.
-        bins: bins over [0, 1].
-
-    Returns:
-        NaN without a label.
+        probabilities: (n, classes) in [0, 1].
+        labels: (n, classes); 1 or 0, NaN and -1 are left out.
+        bins: bins over [0, 1]; the classes share them.
     """
     probabilities, labels = np.asarray(probabilities, dtype=np.float64), np.asarray(labels, dtype=np.float64)
-    if probabilities.shape != labels.shape:
-        raise InputError(
-            f"probabilities and labels: shapes {probabilities.shape} and {labels.shape}; expected the same"
-        )
+    if probabilities.shape != labels.shape or probabilities.ndim != 2:
+        raise InputError(f"shapes {probabilities.shape} and {labels.shape}; expected two of (n, classes)")
     known = np.isin(labels, (0, 1))
-    probabilities, labels = probabilities[known], labels[known]
-    if not len(labels):
-        return float("nan")
-    place = np.minimum((probabilities * bins).astype(int), bins - 1)
-    difference = np.bincount(place, weights=probabilities - labels, minlength=bins)
-    return float(np.abs(difference).sum() / len(labels))
+    place = np.minimum((np.where(known, probabilities, 0) * bins).astype(int), bins - 1)
+    values = np.zeros((len(labels), bins + 1))
+    rows = np.broadcast_to(np.arange(len(labels))[:, None], labels.shape)
+    np.add.at(values, (rows[known], place[known]), (probabilities - labels)[known])
+    values[:, -1] = known.sum(axis=1)
+    return Statistics("ece", values, _calibration_error, higher_is_better=False)
+
+
+def _calibration_error(sums: np.ndarray) -> np.ndarray:
+    """Bins of summed differences, and how many labels there are, in (..., bins + 1)."""
+    total = sums[..., -1]
+    return np.where(total > 0, np.abs(sums[..., :-1]).sum(axis=-1) / np.maximum(total, 1), np.nan)
 
 
 def _rank_order(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
