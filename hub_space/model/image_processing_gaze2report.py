@@ -101,6 +101,13 @@ class Film:
         return self.pixels.shape[1]
 
 
+def is_film(image) -> bool:
+    """Whether an image is a `Film`, of this file or of another copy of it: transformers copies a model's own code once
+    for each class that the model names.
+    """
+    return isinstance(image, Film) or type(image).__name__ == Film.__name__
+
+
 def load_film(
     source,
     name: str | None = None,
@@ -133,7 +140,7 @@ def load_film(
         InputError: the image cannot be read completely, is no film (several frames, colour DICOM), is blank, too small
             or too large, holds values that are not finite, or declares burnt-in text. The message names the image.
     """
-    if isinstance(source, Film):
+    if is_film(source):
         return source
     limits = {"max_pixels": max_pixels, "min_side": min_side}
     sha256 = None
@@ -588,7 +595,7 @@ class Gaze2ReportImageProcessor(PilBackend):
             for note in film.warnings:
                 logger.warning(f"{image}: {note}")
             return film.pixels[None]
-        if isinstance(image, Film):
+        if is_film(image):
             return image.pixels[None]
         if getattr(image, "ndim", None) == 2:
             return image[None]

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi, ModelCard, SpaceCard, constants
@@ -196,8 +197,8 @@ def test_a_space_tree_names_its_model_in_one_revision(tmp_path):
 
 
 def test_the_space_asks_for_the_versions_that_were_tested():
-    here = publishing.Path(publishing.__file__).parent
-    constraints = here.parent / "constraints.txt"
+    here = Path(publishing.__file__).parent
+    constraints = Path(__file__).parents[2] / "constraints.txt"
     tested = dict(line.split("==") for line in constraints.read_text().split() if "==" in line)
 
     lines = [line for line in (here / "requirements.txt").read_text().splitlines() if "==" in line]

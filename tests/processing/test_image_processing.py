@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import importlib.util
 import io
 import json
 import os
@@ -254,6 +255,20 @@ def test_16_bit_alpha_is_applied():
 def test_float_tensors_of_any_precision(dtype):
     image = torch.from_numpy(ramp().astype(np.float32) / 255).to(dtype).requires_grad_()
     assert np.abs(load_film(image).pixels.astype(int) - ramp()).max() <= 1
+
+
+def test_a_film_of_another_copy_of_the_code_is_a_film():
+    name = "modeling_gaze2report.processing.image_processing_copy"
+    spec = importlib.util.spec_from_file_location(name, image_processing_gaze2report.__file__)
+    copy = importlib.util.module_from_spec(spec)
+    sys.modules[name] = copy
+    spec.loader.exec_module(copy)
+    film = copy.Film(np.arange(64 * 64, dtype=np.uint8).reshape(64, 64), "film")
+
+    processor = Gaze2ReportImageProcessor()
+
+    assert load_film(film) is film
+    assert processor([film])["image_sizes"].tolist() == [[64, 64]]
 
 
 def test_a_film_passes_through_unread():
