@@ -869,7 +869,7 @@ def sample_exposure(rng: np.random.Generator, view: str) -> Exposure:
         lung_level=float(np.clip(rng.normal(0.26 + 0.09 * portable, 0.085), 0.06, 0.48)),
         heart_level=float(np.clip(rng.normal(0.80, 0.06), 0.62, 0.92)),
         scatter=float(rng.uniform(0.10, 0.28) + 0.10 * portable),
-        noise=float(rng.uniform(0.006, 0.016) * (1.5 if portable else 1.0)),
+        noise=float(rng.uniform(0.008, 0.019) * (1.5 if portable else 1.0)),
         sharpen=float(rng.uniform(0.2, 0.9)),
         collimation=tuple(field),
         marker=marker,

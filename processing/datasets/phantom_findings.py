@@ -296,7 +296,7 @@ def _hazy(finding, anatomy, canvas, layers, rng):
     rx, ry = 0.05 + 0.05 * finding.strength + rng.uniform(0, 0.02), 0.05 + 0.06 * finding.strength
     d = coarse.blob(x, y, rx * 1.5, ry * 1.5, rng.uniform(-0.6, 0.6))
     field = smooth_step((1.15 - d) * 0.9 + 0.10 * _texture(finding.seed, coarse))
-    _add_haze(layers, (0.18 + 0.50 * finding.strength) * field * layers.reach[finding.side])
+    _add_haze(layers, (0.18 + 0.60 * finding.strength) * field * layers.reach[finding.side])
     finding.boxes.append((x - 1.3 * rx, y - 1.3 * ry, x + 1.3 * rx, y + 1.3 * ry))
 
 
@@ -343,7 +343,7 @@ def _patchy(finding, anatomy, canvas, layers, rng):
             high = [max(high[0], px + radius), max(high[1], py + radius)]
         total *= texture
         total *= layers.reach[side]
-        _add_haze(layers, (0.26 + 0.62 * finding.strength) * total)
+        _add_haze(layers, (0.26 + 0.68 * finding.strength) * total)
         finding.boxes.append(_within_lung(anatomy, side, (low[0], low[1], high[0], high[1])))
 
 
@@ -363,7 +363,7 @@ def _edema(finding, anatomy, canvas, layers, rng):
         hx, hy = hilum_center(anatomy, side)
         d = coarse.blob(hx, hy + low, 0.12 + 0.07 * s, 0.17 + 0.08 * s)
         wing = np.exp(-0.9 * d) * layers.reach[side]
-        _add_haze(layers, (0.06 + 0.44 * s) * (1.0 + sign * heavier) * wing * (0.95 + 0.07 * texture))
+        _add_haze(layers, (0.06 + 0.32 * s + 0.28 * s**2) * (1.0 + sign * heavier) * wing * (0.95 + 0.07 * texture))
         lines = []
         for _ in range(int(4 + 14 * s)):  # septal lines meet the side wall at right angles
             y = rng.uniform(anatomy.dome[side] - 0.16, anatomy.angle_y[side] - 0.05)
@@ -430,13 +430,13 @@ def _pneumothorax(finding, anatomy, canvas, layers, rng):
 
     at, gap, inside = air_of(canvas)
     layers.vessels[at] *= 1.0 - 0.97 * smooth_step(gap / 0.004 + 0.5) * inside
-    layers.extra[at] += (0.12 + 0.08 * s) * np.exp(-((gap / 0.0028) ** 2)) * inside
+    layers.extra[at] += (0.12 + 0.16 * s) * np.exp(-((gap / (0.0028 + 0.0010 * s)) ** 2)) * inside
     at, gap, inside = air_of(canvas.coarse)
     air = np.zeros_like(layers.haze)
     air[at] = smooth_step(gap / 0.004 + 0.5) * inside
-    layers.lung *= 1.0 + 0.16 * air
+    layers.lung *= 1.0 + (0.14 + 0.16 * s) * air
     if s > 0.55:  # a collapsed lung is denser
-        _add_haze(layers, 0.30 * (s - 0.45) * (1.0 - air) * layers.reach[side])
+        _add_haze(layers, 0.45 * (s - 0.45) * (1.0 - air) * layers.reach[side])
     bottom = anatomy.apex + reach * span
     widest = float(anatomy.cage(min(bottom, anatomy.apex + 0.7 * span)))
     top_inner = max(0.06, float(anatomy.cage(anatomy.apex + depth)) - 0.112 - 0.095 * s)
@@ -457,13 +457,17 @@ def _pleural(finding, anatomy, canvas, layers, rng):
             rind[at] = np.maximum(rind[at], smooth_step((1.1 - plaque) * 2.2))
             low = [min(low[0], x - rx), min(low[1], y - rx)]
             high = [max(high[0], x + rx), max(high[1], y + rx)]
-        layers.extra += (0.12 + 0.36 * s) * rind
+        layers.extra += (0.12 + 0.50 * s) * rind
         finding.boxes.append((low[0], low[1], high[0], high[1]))
         return
-    wave = 0.5 + 0.35 * _texture(finding.seed, coarse, 5.0)
+    first, second = rng.uniform(0, 2 * math.pi, 2).tolist()
+
+    def wave(along):  # the rind is uneven along the wall
+        return 0.5 + 0.3 * np.sin(38 * along + first) + 0.2 * np.sin(91 * along + second)
+
     distance = coarse.X * np.float32(sign)
     if finding.kind == "apical cap":
-        thick = (0.014 + 0.060 * s) * clip01(wave + 0.3)
+        thick = coarse.of_distance(lambda d: (0.014 + 0.060 * s) * clip01(wave(d) + 0.3))
         middle, width = 0.38 * anatomy.half_width, 0.36 * anatomy.half_width
         top = coarse.of_distance(lambda d: anatomy.apex + 0.075 * ((d - middle) / width) ** 2)
         rind = smooth_step((thick - (coarse.Y - top)) / 0.010) * layers.reach[side]
@@ -471,13 +475,13 @@ def _pleural(finding, anatomy, canvas, layers, rng):
         box = (sign * 0.05, anatomy.apex - 0.005, sign * float(anatomy.cage(anatomy.apex + 0.07)), anatomy.apex + 0.06)
     else:  # pleural thickening
         depth = coarse.of_height(anatomy.cage) - distance  # inside the wall
-        thick = (0.012 + 0.058 * s) * clip01(wave + 0.4)
+        thick = coarse.of_height(lambda y: (0.012 + 0.058 * s) * clip01(wave(y) + 0.4))
         top, bottom = anatomy.dome[side] - 0.14 - 0.15 * s, anatomy.angle_y[side]
-        rind = smooth_step((thick - depth) / 0.008) * smooth_step((depth + 0.004) / 0.004)
+        rind = smooth_step((thick - depth) / 0.012) * smooth_step((depth + 0.004) / 0.004)
         rind *= coarse.of_height(lambda y: smooth_step((y - top) / 0.05) * smooth_step((bottom - y) / 0.03))
         box = (sign * (anatomy.half_width - 0.06), top, sign * (anatomy.half_width + 0.005), bottom)
     _add_haze(layers, (0.45 + 0.45 * s) * rind)
-    layers.broad += (0.06 + 0.22 * s) * rind
+    layers.broad += (0.06 + 0.30 * s) * rind
     finding.boxes.append(box)
 
 
@@ -531,9 +535,9 @@ def _fracture(finding, anatomy, canvas, layers, rng):
         bx, radius = x - sign * 0.012, 0.018 + 0.020 * s
         at = canvas.window(bx - radius, y - 1.3 * radius, bx + radius, y + 1.3 * radius)
         bulge = round_profile(1.0 - canvas.blob(bx, y, 0.8 * radius, 1.2 * radius, at=at))
-        layers.extra[at] += (0.04 + 0.22 * s) * bulge
+        layers.extra[at] += (0.04 + 0.36 * s) * bulge
         finding.boxes.append((x - 0.036, y - 0.036, x + 0.036, y + 0.036))
-    add(0.18 + 0.36 * s, ends, 0.0015)
+    add(0.18 + 0.52 * s, ends, 0.0015)
     add(-(0.25 + 0.20 * s), cuts, 0.0012)
 
 
@@ -564,7 +568,7 @@ def _lesion(finding, anatomy, canvas, layers, rng):
         at = canvas.window(x - wide, y - wide, x + wide, y + wide)
         d = _lobulated(canvas, rng, x, y, radius, radius * rng.uniform(0.85, 1.15), 0.12, at)
         body = smooth_step((1.0 + edge - d) / (2 * edge) * 0.9)
-        contrast = {"granuloma": 0.50 + 0.4 * s, "mass": 0.32 + 0.50 * s}.get(finding.kind, 0.18 + 0.65 * s)
+        contrast = {"granuloma": 0.50 + 0.6 * s, "mass": 0.32 + 0.75 * s}.get(finding.kind, 0.18 + 0.95 * s)
         if finding.kind == "mass" and rng.random() < 0.2:  # cavity
             body *= 1.0 - 0.65 * smooth_step((0.42 - d) * 4.0)
         layers.extra[at] += contrast * body
