@@ -24,7 +24,7 @@ import torch
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 from ..inference import Reader, read_films
-from ..processing.errors import DataError, InputError
+from ..processing.errors import DataError, InputError, RecipeError
 from ..processing.image_processing_gaze2report import Film, load_film
 from ..processing.metrics.files import write_bytes, write_text
 from ..processing.processing_gaze2report import Gaze2ReportProcessor
@@ -345,6 +345,9 @@ def estimate(trainer: Trainer) -> str:
 
     Args:
         trainer: a stage's, before `train()`; its model gives (losses, ...) for a batch, as `LossModel` does.
+
+    Raises:
+        RecipeError: a single step does not fit into the device's memory.
     """
     model, args, stage = trainer.model, trainer.args, trainer.stage
     learning = [one for one in model.parameters() if one.requires_grad]
@@ -354,17 +357,27 @@ def estimate(trainer: Trainer) -> str:
         "AdamW": sum(8 * one.numel() for one in learning),
     }
     batch, batch_seconds = probe_batch(trainer)
-    with unchanged(model):
-        kept, _ = probe_step(trainer, batch)
-        _, step_seconds = probe_step(trainer, batch)
-    sizes["activations"] = kept
     if args.device.type == "cuda":
-        sizes["CUDA's peak"] = torch.cuda.max_memory_allocated(args.device) + sizes["gradients"] + sizes["AdamW"]
-    total = sum(size for name, size in sizes.items() if name != "CUDA's peak")
+        torch.cuda.reset_peak_memory_stats(args.device)
+    try:
+        with unchanged(model):
+            kept, _ = probe_step(trainer, batch)
+            _, step_seconds = probe_step(trainer, batch)
+    except torch.OutOfMemoryError as error:
+        raise RecipeError(
+            f"stage {stage.name}: one step over {args.per_device_train_batch_size} records does not fit into the memory "
+            f"of {args.device}: lower batch_size and raise gradient_accumulation_steps, or set gradient_checkpointing."
+        ) from error
+    sizes["activations"] = kept
+    total = sum(sizes.values())
+    words = ", ".join(f"{name} {in_bytes(size)}" for name, size in sizes.items())
+    if args.device.type == "cuda":
+        # What the allocator held during the step tells more: temporary tensors, and what is counted as gradients.
+        total = torch.cuda.max_memory_allocated(args.device) + sizes["AdamW"]
+        words = f"the measured step's peak and AdamW; {words}"
 
     steps = number_of_steps(trainer)
     per_step = (step_seconds + batch_seconds / max(1, args.dataloader_num_workers)) * args.gradient_accumulation_steps
-    words = ", ".join(f"{name} {in_bytes(size)}" for name, size in sizes.items())
     lines = [
         f"stage {stage.name}: estimate",
         f"  memory: about {in_bytes(total)} ({words})",

@@ -1,11 +1,15 @@
 """Adapters: what learns, what is saved, and that every way to load them gives the same model."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, GPT2Config, Qwen3Config
 from transformers.quantizers.quantizers_utils import should_convert_module
 
@@ -241,6 +245,34 @@ def test_the_command_line_reads_with_an_adapter(base, exported):
     reader = load_reader(str(folder), device="cpu", offline=True)
 
     torch.testing.assert_close(logits_of(reader.model, reader.processor), expected, rtol=0, atol=1e-5)
+
+
+def test_the_folder_reads_where_the_package_cannot_be_imported(exported, tmp_path):
+    folder, _, _ = exported
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 60), dtype=np.uint8)).save(tmp_path / "film.png")
+    program = """
+import sys
+
+class Blocked:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] == "modeling_gaze2report":
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Blocked())
+from transformers import AutoModelForImageTextToText, AutoProcessor
+model = AutoModelForImageTextToText.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
+processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
+sequences = model.generate(**processor(images="film.png", return_tensors="pt"), max_new_tokens=2)
+print(type(model).__module__.partition(".")[0], len(processor.batch_decode_report(sequences)))
+"""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
+
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(folder)], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+
+    assert done.stdout.split() == ["transformers_modules", "1"], done.stderr[-3000:]
 
 
 def test_the_base_can_be_named_as_it_will_be_on_the_hub(base, tmp_path):

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers import PrinterCallback, ProgressCallback, TrainerControl
 
-from modeling_gaze2report.processing.errors import DataError
+from modeling_gaze2report.processing.errors import DataError, RecipeError
 from modeling_gaze2report.training.progress import (
     BarCallback,
     LogCallback,
@@ -313,3 +313,14 @@ def test_the_estimate_names_memory_and_time_and_leaves_no_trace(records, tmp_pat
     assert torch.equal(torch.get_rng_state(), numbers)
     assert [module.training for module in trainer.model.modules()] == modes
     assert all(one.grad is None for one in trainer.model.parameters())
+
+
+def test_a_step_that_does_not_fit_is_said_before_training(records, tmp_path, monkeypatch):
+    def too_much(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    trainer = make_trainer(tmp_path, STAGE, records, *without_dropout())
+    monkeypatch.setattr("modeling_gaze2report.training.progress.probe_step", too_much)
+
+    with pytest.raises(RecipeError, match=r"one step over 2 records does not fit .* lower batch_size"):
+        estimate(trainer)
