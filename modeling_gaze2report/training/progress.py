@@ -365,7 +365,7 @@ def estimate(trainer: Trainer) -> str:
             _, step_seconds = probe_step(trainer, batch)
     except torch.OutOfMemoryError as error:
         raise RecipeError(
-            f"stage {stage.name}: one step over {args.per_device_train_batch_size} records does not fit into the memory "
+            f"stage {stage.name}: a step over {args.per_device_train_batch_size} records does not fit into the memory "
             f"of {args.device}: lower batch_size and raise gradient_accumulation_steps, or set gradient_checkpointing."
         ) from error
     sizes["activations"] = kept

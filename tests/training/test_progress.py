@@ -322,5 +322,5 @@ def test_a_step_that_does_not_fit_is_said_before_training(records, tmp_path, mon
     trainer = make_trainer(tmp_path, STAGE, records, *without_dropout())
     monkeypatch.setattr("modeling_gaze2report.training.progress.probe_step", too_much)
 
-    with pytest.raises(RecipeError, match=r"one step over 2 records does not fit .* lower batch_size"):
+    with pytest.raises(RecipeError, match=r"a step over 2 records does not fit .* lower batch_size"):
         estimate(trainer)
