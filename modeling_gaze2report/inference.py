@@ -487,6 +487,11 @@ def visual_gaze_attention(
     if num_new_tokens == 0:
         return None
     language_model = model.model.language_model
+    image_token = model.config.image_token_id
+    prompts, written = sequences.split((sequences.shape[1] - num_new_tokens, num_new_tokens), dim=1)
+    # A model may write a placeholder, which this pass would take for an image; it is no word of the text anyway.
+    written = written.masked_fill(written == image_token, 1 if image_token == 0 else 0)
+    sequences = torch.cat((prompts, written), dim=1)
     pad = model.generation_config.pad_token_id
     # A pad token inside a text is one that the model wrote: only those before the first real token are padding.
     mask = torch.ones_like(sequences, dtype=torch.bool) if pad is None else (sequences != pad).cumsum(1) > 0
@@ -509,9 +514,8 @@ def visual_gaze_attention(
     layers = [layer for layer in attentions or () if layer is not None and layer.shape[-2:] == (length, length)]
     if not layers:
         return None
-    written = torch.stack([layer[:, :, -num_new_tokens - 1 : -1].float().mean(1) for layer in layers]).mean(0)
-    places = sequences == model.config.image_token_id
-    return torch.stack([rows[:, place] for rows, place in zip(written, places, strict=True)])
+    attention = torch.stack([layer[:, :, -num_new_tokens - 1 : -1].float().mean(1) for layer in layers]).mean(0)
+    return torch.stack([rows[:, place] for rows, place in zip(attention, sequences == image_token, strict=True)])
 
 
 @torch.inference_mode()
