@@ -1,0 +1,149 @@
+"""Boxes and orders in text: what is written comes back, and nothing else does."""
+
+import random
+
+import pytest
+
+from modeling_gaze2report.processing.grounding import (
+    box_text,
+    looking_text,
+    order_text,
+    pieces_without_marks,
+    read_grounded_text,
+    read_looking,
+    read_order,
+)
+
+EDGE = 1 / 999
+
+
+def test_a_box_is_four_numbers_of_three_digits():
+    assert box_text((0.0, 0.5, 1.0, 0.9)) == "[000 500 999 899]"
+
+
+def test_what_lies_beside_the_square_is_written_on_its_edge():
+    assert box_text((-0.2, 0.0, 1.3, 1.0)) == "[000 000 999 999]"
+
+
+def test_a_box_comes_back_to_half_a_step():
+    box = (0.1234, 0.2345, 0.5678, 0.9876)
+
+    (back,) = read_grounded_text(box_text(box)).loose_boxes
+
+    assert back == pytest.approx(box, abs=EDGE / 2)
+
+
+def test_boxes_belong_to_the_sentence_they_stand_behind():
+    text = "FINDINGS: A left effusion. [100 200 300 400] [500 600 700 800] No pneumothorax."
+
+    grounded = read_grounded_text(text)
+
+    assert grounded.text == "FINDINGS: A left effusion. No pneumothorax."
+    assert grounded.sentences == ["FINDINGS: A left effusion.", "No pneumothorax."]
+    assert [len(boxes) for boxes in grounded.boxes] == [2, 0]
+    assert grounded.boxes[0][0] == pytest.approx((100 / 999, 200 / 999, 300 / 999, 400 / 999))
+
+
+def test_a_box_before_the_full_stop_belongs_to_that_sentence():
+    grounded = read_grounded_text("A nodule [1 2 3 4]. The heart is normal.")
+
+    assert grounded.text == "A nodule. The heart is normal."
+    assert [len(boxes) for boxes in grounded.boxes] == [1, 0]
+
+
+def test_commas_are_as_good_as_spaces():
+    assert read_grounded_text("[10, 20, 30, 40]").loose_boxes == [(10 / 999, 20 / 999, 30 / 999, 40 / 999)]
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        *("[1 2 3]", "[1 2 3 4 5]", "[300 200 100 400]", "[100 400 300 400]", "[1 2 3 1000]", "[0001 2 3 4]"),
+        *("[412 65", "[", "[412 655 498 901"),
+    ],
+)
+def test_what_is_no_box_gives_none_and_leaves_the_text(mark):
+    grounded = read_grounded_text(f"A nodule. {mark}")
+
+    assert grounded.text == "A nodule."
+    assert grounded.boxes == [[]] and grounded.loose_boxes == []
+
+
+@pytest.mark.parametrize("text", ["A [sic] nodule.", "See [Fig. 1].", "[-1 2 3 4]", "[1.5 2 3 4]"])
+def test_other_brackets_stay_in_the_text(text):
+    grounded = read_grounded_text(text)
+
+    assert grounded.text == text
+    assert grounded.loose_boxes == [] and not any(grounded.boxes)
+
+
+def test_the_pieces_that_a_text_was_written_in_lose_their_marks_and_nothing_else():
+    pieces = ["A nodule.", " [1", " 2 3", " 4] The", " heart"]
+
+    assert pieces_without_marks(pieces) == ["A nodule.", "", "", " The", " heart"]
+
+
+def test_an_order_comes_back_also_with_ten_parts_and_more():
+    order = [10, 0, 9, 1, 8, 2, 7, 3, 6, 4, 5]
+
+    assert order_text(order) == "11 1 10 2 9 3 8 4 7 5 6"
+    assert read_order(order_text(order), 11) == order
+
+
+@pytest.mark.parametrize("text", ["", "1 2", "1 2 2", "1 2 4", "0 1 2", "1 2 3 4", "123", "one two three"])
+def test_what_is_no_order_gives_none(text):
+    assert read_order(text, 3) is None
+
+
+def test_what_a_sentence_rests_on_comes_back():
+    looking = read_looking(looking_text("A nodule.", [(0, 0, 0.5, 0.5), (0.5, 0, 1, 1)], (0, 0, 1, 1)))
+
+    assert looking.sentence == "A nodule."
+    assert len(looking.clue_boxes) == 2
+    assert looking.observation_box == (0.0, 0.0, 1.0, 1.0)
+
+
+def test_a_sentence_without_boxes_rests_on_none():
+    assert read_looking("A nodule.") == ("A nodule.", [], None)
+
+
+ALPHABET = "[[]]  0123456789,.|\n-aA\u0663\u2060\ud800"
+VALID = "FINDINGS: A left effusion. [100 200 300 400] No pneumothorax. [1 2 3 4] IMPRESSION: Effusion."
+
+
+def mutated(generator: random.Random) -> str:
+    text = list(VALID)
+    for _ in range(generator.randrange(1, 8)):
+        place = generator.randrange(len(text))
+        action = generator.randrange(4)
+        if action == 0 and len(text) > 1:
+            del text[place]
+        elif action == 1:
+            text.insert(place, generator.choice(ALPHABET))
+        elif action == 2:
+            text[place] = generator.choice(ALPHABET)
+        else:
+            text = text[: max(1, place)]
+    return "".join(text)
+
+
+def test_no_text_raises_and_no_box_leaves_the_square():
+    generator = random.Random(0)
+    for number in range(100_000):
+        if number % 10:
+            text = "".join(generator.choices(ALPHABET, k=generator.randrange(24)))
+        else:
+            text = mutated(generator)
+        grounded = read_grounded_text(text)
+        looking = read_looking(text)
+        read_order(text, 3)
+
+        assert len(grounded.boxes) == len(grounded.sentences)
+        boxes = [*grounded.loose_boxes, *looking.clue_boxes, *(box for own in grounded.boxes for box in own)]
+        for x0, y0, x1, y1 in boxes:
+            assert 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1
+
+
+def test_long_runs_take_no_long_time():
+    for text in (" " * 100_000, "[" * 100_000, "[1 " * 30_000, "9" * 100_000, "[" + "1 " * 50_000 + "]"):
+        assert read_grounded_text(text).loose_boxes == []

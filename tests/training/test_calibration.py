@@ -1,0 +1,76 @@
+"""Temperatures and thresholds against values by hand."""
+
+import numpy as np
+import pytest
+
+from modeling_gaze2report.processing.metrics.findings import calibration_statistics
+from modeling_gaze2report.training.calibration import MIN_EXAMPLES, calibrate, fit, fit_temperature, fit_threshold
+
+from ..tiny_export import build_tiny_model
+
+
+def test_the_temperature_undoes_overconfidence():
+    # Of films with logit 4 three quarters have the finding, of films with -4 one quarter: the likeliest logit is ln 3.
+    logits = np.repeat([4.0, -4.0], 40)
+    is_present = np.tile([True, True, True, False, False, False, False, True], 10).reshape(20, 4)
+    is_present = np.concatenate([is_present[::2].ravel(), is_present[1::2].ravel()])
+
+    assert fit_temperature(logits, is_present) == pytest.approx(4 / np.log(3), rel=1e-6)
+
+
+def test_the_threshold_has_the_highest_f1():
+    probabilities, is_present = np.array([0.1, 0.2, 0.3, 0.4]), np.array([False, True, False, True])
+
+    # From 0.2 on: 2 hits, 1 false; F1 0.8. From 0.4 on: 1 hit, 1 missed; F1 2/3.
+    assert fit_threshold(probabilities, is_present) == pytest.approx(0.15)
+
+
+def test_classes_with_few_examples_stay_as_they_are():
+    logits, labels = np.full((20, 14), 3.0), np.zeros((20, 14))
+    labels[: MIN_EXAMPLES - 1] = 1
+
+    result = fit(logits, labels, threshold=0.4)
+
+    assert result.fitted == []
+    assert result.temperatures == [1.0] * 14 and result.thresholds == [0.4] * 14
+
+
+def test_uncertain_and_unknown_labels_do_not_count():
+    generator = np.random.default_rng(0)
+    logits = generator.normal(size=(60, 14))
+    labels = (generator.random((60, 14)) < 0.5).astype(float)
+    more = np.where(generator.random((40, 14)) < 0.5, -1.0, np.nan)
+
+    first = fit(logits, labels)
+    second = fit(np.concatenate([logits, np.full((40, 14), 50.0)]), np.concatenate([labels, more]))
+
+    assert first.temperatures == second.temperatures and first.ece_after == second.ece_after
+
+
+def test_calibration_error_is_the_distance_of_probability_and_frequency():
+    # Two bins: 0.2 said and 1/2 true, 0.9 said and 1/2 true; (2 x 0.3 + 2 x 0.4) / 4.
+    statistics = calibration_statistics([[0.2], [0.2], [0.9], [0.9]], [[0], [1], [0], [1]])
+
+    assert statistics.score() == pytest.approx(0.35)
+
+
+def test_the_processor_keeps_what_was_fitted(tmp_path):
+    model, processor = build_tiny_model()
+    generator = np.random.default_rng(0)
+    records = [
+        {
+            "image": generator.integers(0, 255, (64, 64), dtype=np.uint8),
+            "image_id": str(number),
+            "labels": [number % 2] * 14,
+        }
+        for number in range(2 * MIN_EXAMPLES)
+    ]
+
+    result = calibrate(model, processor, records, batch_size=8)
+    processor.save_pretrained(tmp_path)
+    back = type(processor).from_pretrained(tmp_path)
+
+    assert len(result.fitted) == 14
+    assert back.finding_temperatures == result.temperatures
+    assert back.thresholds == result.thresholds
+    assert "16 films" in str(result)
