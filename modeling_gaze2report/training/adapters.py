@@ -161,6 +161,8 @@ def export_adapter(
             f"{folder}: an adapter is no use without its base model, which was never saved: export the base first, or "
             "set lora.merge."
         )
+    if Path(base).is_dir():
+        base = Path(base).resolve()  # the adapter is found from anywhere
     for config in model.peft_config.values():
         config.base_model_name_or_path = str(base)
     return write_adapter_folder(model, processor, folder)

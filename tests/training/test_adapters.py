@@ -284,6 +284,16 @@ def test_the_base_can_be_named_as_it_will_be_on_the_hub(base, tmp_path):
     assert config["base_model_name_or_path"] == "someone/their-base"
 
 
+def test_a_base_named_from_here_is_found_from_elsewhere(base, tmp_path, monkeypatch):
+    processor = AutoProcessor.from_pretrained(base)
+    monkeypatch.chdir(base.parent)
+
+    export_adapter(adapted_model(base, ()), processor, tmp_path / "adapter", base=base.name)
+
+    monkeypatch.chdir(tmp_path)
+    assert load("adapter").peft_config["default"].base_model_name_or_path == str(base.resolve())
+
+
 def test_an_adapter_of_a_base_that_was_never_saved_is_refused(tmp_path):
     model, processor = build_tiny_model()
 
