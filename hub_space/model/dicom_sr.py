@@ -9,23 +9,13 @@ standard lists one, else this project's.
 
 import hashlib
 import uuid
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from .anatomy import REGION_BY_NAME
 from .errors import InputError
-
-try:
-    import pydicom
-    from highdicom import sr
-    from pydicom.config import RAISE
-    from pydicom.datadict import dictionary_VR
-    from pydicom.sr.coding import Code
-    from pydicom.uid import UID
-    from pydicom.valuerep import validate_value
-except ImportError:  # the `dicom` extra
-    pydicom = sr = None
 
 NOTICE = "Automated, not verified. Research software. Not for clinical use."
 MANUFACTURER = "Gaze2Report"
@@ -72,6 +62,23 @@ _MAY_BE_EMPTY = (
 _UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 
 
+@lru_cache(maxsize=1)
+def _libraries():
+    """pydicom and the structured reports of highdicom (the `dicom` extra), imported when they are first needed.
+
+    Raises:
+        InputError: they are not installed.
+    """
+    try:
+        import pydicom
+        from highdicom import sr
+    except ImportError as error:
+        raise InputError(
+            'DICOM structured reports take pydicom and highdicom: pip install "gaze2report[dicom]".'
+        ) from error
+    return pydicom, sr
+
+
 def read_dicom_source(path, record: dict):
     """Header of the DICOM file that a record is about, as `pydicom.Dataset` without its pixels.
 
@@ -80,10 +87,7 @@ def read_dicom_source(path, record: dict):
             must refer to.
     """
     name = Path(path).name
-    if pydicom is None:
-        raise InputError(
-            f'{name}: DICOM structured reports take pydicom and highdicom: pip install "gaze2report[dicom]".'
-        )
+    pydicom, _ = _libraries()
     try:
         data = Path(path).read_bytes()
     except OSError as error:
@@ -100,7 +104,7 @@ def read_dicom_source(path, record: dict):
             f"{name} is no DICOM file: a structured report refers to a DICOM image of a study. Give the film as DICOM."
         )
     for keyword in _UIDS:
-        if not UID(str(source.get(keyword, ""))).is_valid:
+        if not pydicom.uid.UID(str(source.get(keyword, ""))).is_valid:
             raise InputError(
                 f"{name}: its {keyword} is {str(source.get(keyword, ''))!r}, which is no UID; a structured report must "
                 "refer to the image by it."
@@ -123,10 +127,11 @@ def dicom_report(record: dict, path):
     Raises:
         InputError: as [`read_dicom_source`].
     """
+    _, sr = _libraries()
     source = context_of(read_dicom_source(path, record))
     report = sr.MeasurementReport(
         observation_context=sr.ObservationContext(observer_device_context=_observer(record)),
-        procedure_reported=Code("413815006", "SCT", "Chest imaging (procedure)"),
+        procedure_reported=sr.CodedConcept("413815006", "SCT", "Chest imaging (procedure)"),
         imaging_measurements=_measurement_groups(record, source),
     )
     texts = [("121106", "Comment", NOTICE), ("121106", "Comment", f"Gaze: {record['gaze']['source']}.")]
@@ -135,7 +140,7 @@ def dicom_report(record: dict, path):
     for value, meaning, text in texts:
         report[0].ContentSequence.append(
             sr.TextContentItem(
-                name=Code(value, "DCM", meaning),
+                name=sr.CodedConcept(value, "DCM", meaning),
                 value=_text(text),
                 relationship_type=sr.RelationshipTypeValues.CONTAINS,
             )
@@ -164,12 +169,13 @@ def context_of(source):
 
     A value that breaks the rules of its kind is left empty, for the document must be valid where the image is not.
     """
+    pydicom, _ = _libraries()
     context = pydicom.Dataset()
     for keyword in (*_UIDS, "Modality", "SeriesNumber", *_MAY_BE_EMPTY):
         value = source.get(keyword)
         text = "" if value is None else str(value)  # out of the image's own character set
         try:
-            validate_value(dictionary_VR(keyword), text, RAISE)
+            pydicom.valuerep.validate_value(pydicom.datadict.dictionary_VR(keyword), text, pydicom.config.RAISE)
         except ValueError:
             text = ""
         setattr(context, keyword, text)
@@ -179,12 +185,13 @@ def context_of(source):
 
 
 def _observer(record: dict):
+    _, sr = _libraries()
     model = _text(record["model"]["name_or_path"] or "unknown")
     version = record["model"]["package_version"] or "unknown"
     # The same model is the same observer in every document.
     identity = uuid.uuid5(uuid.NAMESPACE_URL, f"{MANUFACTURER} {version} {model} {record['model']['revision']}")
     return sr.ObserverContext(
-        observer_type=Code("121007", "DCM", "Device"),
+        observer_type=sr.CodedConcept("121007", "DCM", "Device"),
         observer_identifying_attributes=sr.DeviceObserverIdentifyingAttributes(
             uid=f"2.25.{identity.int}", name=MANUFACTURER, manufacturer_name=MANUFACTURER, model_name=model
         ),
@@ -193,6 +200,7 @@ def _observer(record: dict):
 
 def _measurement_groups(record: dict, source) -> list:
     """A group for each finding with a place; where there is none, one that says how sure the model is of that."""
+    _, sr = _libraries()
     algorithm = sr.AlgorithmIdentification(
         name=MANUFACTURER,
         version=record["model"]["package_version"] or "unknown",
@@ -210,7 +218,7 @@ def _measurement_groups(record: dict, source) -> list:
             sr.PlanarROIMeasurementsAndQualitativeEvaluations(
                 tracking_identifier=_tracking(finding),
                 referenced_region=_polyline(finding["box"], record["image"], source),
-                finding_type=Code(*FINDING_CODES[finding["name"]]),
+                finding_type=sr.CodedConcept(*FINDING_CODES[finding["name"]]),
                 algorithm_id=algorithm,
                 finding_sites=_sites(finding["region"]),
                 measurements=[_certainty(finding)],
@@ -221,7 +229,7 @@ def _measurement_groups(record: dict, source) -> list:
         groups.append(
             sr.MeasurementsAndQualitativeEvaluations(
                 tracking_identifier=_tracking(nothing),
-                finding_type=Code(*FINDING_CODES["No Finding"]),
+                finding_type=sr.CodedConcept(*FINDING_CODES["No Finding"]),
                 algorithm_id=algorithm,
                 measurements=[_certainty(nothing)],
                 source_images=[sr.SourceImageForMeasurementGroup(source.SOPClassUID, source.SOPInstanceUID)],
@@ -231,15 +239,20 @@ def _measurement_groups(record: dict, source) -> list:
 
 
 def _tracking(finding: dict):
+    _, sr = _libraries()
     return sr.TrackingIdentifier(uid=_new_uid(), identifier=finding["name"])
 
 
 def _certainty(finding: dict):
-    return sr.Measurement(name=Code(*CERTAINTY), value=round(100 * finding["probability"], 2), unit=Code(*PERCENT))
+    _, sr = _libraries()
+    return sr.Measurement(
+        name=sr.CodedConcept(*CERTAINTY), value=round(100 * finding["probability"], 2), unit=sr.CodedConcept(*PERCENT)
+    )
 
 
 def _polyline(box: list[float], image: dict, source):
     """The box in pixels of the image: (0, 0) is the outer corner of its first pixel, as SCOORD has it."""
+    _, sr = _libraries()
     x0, y0, x1, y1 = np.array(box) * np.tile([image["width"], image["height"]], 2)
     return sr.ImageRegion(
         graphic_type=sr.GraphicTypeValues.POLYLINE,
@@ -257,8 +270,9 @@ def site_codes(region: str) -> tuple[tuple[str, str, str], tuple[str, str, str] 
 def _sites(region: str | None) -> list | None:
     if region is None:
         return None
+    _, sr = _libraries()
     location, side = site_codes(region)
-    return [sr.FindingSite(Code(*location), laterality=Code(*side) if side else None)]
+    return [sr.FindingSite(sr.CodedConcept(*location), laterality=sr.CodedConcept(*side) if side else None)]
 
 
 def _new_uid() -> str:
