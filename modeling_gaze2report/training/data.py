@@ -8,6 +8,7 @@ import hashlib
 import io
 import itertools
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -185,10 +186,11 @@ def load_foreign(recipe: DataRecipe, seed: int):
         validation = splits[recipe.validation_split]
     else:
         patient = recipe.columns.get("patient_id", "patient_id")
-        groups = train[patient] if patient in train.column_names else range(len(train))
-        is_held_out = [share_of(f"{seed}/{group}") < recipe.validation_share for group in groups]
-        validation = train.select([index for index, held_out in enumerate(is_held_out) if held_out])
-        train = train.select([index for index, held_out in enumerate(is_held_out) if not held_out])
+        groups = list(train[patient] if patient in train.column_names else range(len(train)))
+        shuffled = sorted(set(groups), key=lambda group: share_of(f"{seed}/{group}"))
+        held_out = set(shuffled[: math.ceil(recipe.validation_share * len(shuffled))])
+        validation = train.select([index for index, group in enumerate(groups) if group in held_out])
+        train = train.select([index for index, group in enumerate(groups) if group not in held_out])
     for name, split in ((recipe.train_split, train), (recipe.validation_split, validation)):
         if len(split) == 0:
             raise DataError(f"{recipe.path}: the split {name} holds no record")

@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import Dataset, IterableDataset
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
@@ -454,9 +455,9 @@ class StageTrainer(Trainer):
         save_state(state, self.kept, Path(output_dir) / WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        if self.is_fsdp_enabled and not (Path(resume_from_checkpoint) / WEIGHTS).is_file():
+        if self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-        elif not self.is_fsdp_enabled:
+        else:
             load_state(self.model.model, Path(resume_from_checkpoint) / WEIGHTS)
 
 
@@ -578,13 +579,13 @@ def cannot_write(folder: Path, error: Exception) -> InputError:
     )
 
 
-def write_result(folder: Path, model: nn.Module, kept: set[str], history: list[dict]) -> None:
+def write_result(folder: Path, state: dict[str, torch.Tensor], kept: set[str], history: list[dict]) -> None:
     """Mark a stage as finished: what it trained, and its log."""
     new = folder / WRITING
     try:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
-        save_state(model.state_dict(), kept, new / WEIGHTS)
+        save_state(state, kept, new / WEIGHTS)
         (new / RESULT).write_text(json.dumps(history), encoding="utf-8")
         seal(new)
         shutil.rmtree(folder / "final", ignore_errors=True)
@@ -784,6 +785,10 @@ def run(recipe: Recipe) -> Path:
             say(f"stage {stage.name}: finished before")
         else:
             entries = run_stage(recipe, stage, model, processor, train, validation, folder, kept)
+            if any(isinstance(one, DTensor) for one in model.parameters()):
+                # What was cut into shards stays so: the next stage begins with a whole model again.
+                model, processor = prepare_model(recipe, train)
+                load_state(model, folder / "final" / WEIGHTS)
         history += [{"stage": stage.name} | entry for entry in entries]
     output = Path(recipe.output)
     if is_main_process():
@@ -878,11 +883,9 @@ def run_stage(
     start = time.monotonic()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     history = trainer.state.log_history
-    if trainer.is_fsdp_enabled:
-        state = trainer.accelerator.get_state_dict(trainer.model)
-        model.load_state_dict({name.removeprefix("model."): value for name, value in state.items()})
+    state = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else trainer.model.state_dict()
     if is_main_process():
-        write_result(folder, model, kept, history)
+        write_result(folder, {name.removeprefix("model."): value for name, value in state.items()}, kept, history)
     trainer.accelerator.wait_for_everyone()
     say(summary(stage, history, time.monotonic() - start))
     return history

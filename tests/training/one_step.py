@@ -1,6 +1,6 @@
 """One step of training on the tiny model, in as many processes as it is launched with: writes the step's gradients.
 
-    torchrun --nproc-per-node 2 -m tests.training.one_step GRADIENTS.safetensors BATCH_SIZE ACCUMULATION [LOSS...]
+torchrun --nproc-per-node 2 -m tests.training.one_step GRADIENTS.safetensors BATCH_SIZE ACCUMULATION [LOSS...]
 """
 
 import sys
@@ -89,7 +89,22 @@ def make_trainer(folder, stage, records, model, processor, **changes):
     )
 
 
-def gradients_of_one_step(batch_size: int, accumulation: int, losses: dict[str, float], trainable=PARTS):
+def sharded_step(trainer, keep):
+    """A step of a model cut into shards by FSDP2, with the trainer's own batches, counts and losses."""
+    from torch.distributed.fsdp import fully_shard
+
+    model = trainer.model
+    layers = [module for module in model.modules() if type(module).__name__ in model._no_split_modules]
+    for module in (*layers, model):
+        fully_shard(module)
+    batches, counts = trainer.get_batch_samples(iter(trainer.get_train_dataloader()), 1, trainer.args.device)
+    model.train()
+    for batch in batches:
+        trainer.compute_loss(model, batch, num_items_in_batch=counts).backward()
+    keep.on_pre_optimizer_step(None, None, None, model=model)
+
+
+def gradients_of_one_step(batch_size: int, accumulation: int, losses: dict[str, float], wrapper="ddp", trainable=PARTS):
     """Gradients of one step over eight records in batches of `batch_size`, by name."""
     stage = StageRecipe(
         "step",
@@ -106,13 +121,16 @@ def gradients_of_one_step(batch_size: int, accumulation: int, losses: dict[str, 
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(folder, stage, phantoms(range(8)), *without_dropout())
         trainer.args.save_strategy = "no"
-        trainer.add_callback(keep)
-        trainer.train()
+        if wrapper == "fsdp2":
+            sharded_step(trainer, keep)
+        else:
+            trainer.add_callback(keep)
+            trainer.train()
     return keep.gradients
 
 
 if __name__ == "__main__":
-    path, batch_size, accumulation, *losses = sys.argv[1:]
-    gradients = gradients_of_one_step(int(batch_size), int(accumulation), dict.fromkeys(losses, 1.0))
+    path, batch_size, accumulation, wrapper, *losses = sys.argv[1:]
+    gradients = gradients_of_one_step(int(batch_size), int(accumulation), dict.fromkeys(losses, 1.0), wrapper)
     if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
         save_file(gradients, path)

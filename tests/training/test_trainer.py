@@ -1,11 +1,17 @@
 """What a step of training is: the same however its records are cut into batches, and each loss at its own scale."""
 
+import math
+
 import pytest
 import torch
 
-from modeling_gaze2report.training.recipe import LossWeights
+from modeling_gaze2report.processing.errors import ModelError
+from modeling_gaze2report.training.data import EpochSampler, ReportCollator
+from modeling_gaze2report.training.recipe import PARTS, LossWeights, StageRecipe
+from modeling_gaze2report.training.stages import LossModel
 
-from .one_step import gradients_of_one_step
+from ..tiny_export import build_tiny_model
+from .one_step import gradients_of_one_step, make_trainer, phantoms, without_dropout
 
 LOSSES = [name for name in vars(LossWeights()) if name != "contrast"]
 
@@ -36,3 +42,197 @@ def test_a_loss_does_not_change_the_scale_of_another():
     for name, gradient in both.items():
         parts = [one[name] for one in (first, second) if name in one]
         torch.testing.assert_close(gradient, sum(parts), rtol=1e-4, atol=1e-6)
+
+
+# -- gaze -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return without_dropout()
+
+
+def moved(record):
+    """The record as if its reader had looked elsewhere, in the same order."""
+    fixations = [one | {"x": 1 - one["x"], "y": 0.5 * one["y"]} for one in record["fixations"]]
+    return record | {"fixations": fixations}
+
+
+def report_loss(model, processor, records, recorded, predicted):
+    stage = StageRecipe(
+        "report", list(PARTS), LossWeights(report=1.0), recorded_gaze=recorded, predicted_gaze=predicted
+    )
+    collator = ReportCollator(processor, recorded_gaze=recorded, predicted_gaze=predicted)
+    with torch.no_grad():
+        return LossModel(model, stage).eval()(collator(records))[0]["report"]
+
+
+@pytest.fixture(scope="module")
+def recorded_films():
+    records = phantoms(range(8))
+    return [records[index] for index in (0, 3, 6, 7)]
+
+
+@pytest.mark.parametrize("predicted", [0.0, 0.5, 1.0])
+def test_without_recorded_gaze_the_recording_has_no_say_in_the_report(tiny, recorded_films, predicted):
+    model, processor = tiny
+
+    before = report_loss(model, processor, recorded_films, 0.0, predicted)
+    after = report_loss(model, processor, [moved(record) for record in recorded_films], 0.0, predicted)
+
+    assert torch.equal(before, after)
+
+
+def test_recorded_gaze_has_a_say_where_it_is_shown(tiny, recorded_films):
+    model, processor = tiny
+
+    before = report_loss(model, processor, recorded_films, 1.0, 0.0)
+    after = report_loss(model, processor, [moved(record) for record in recorded_films], 1.0, 0.0)
+
+    assert not torch.equal(before, after)
+
+
+def test_with_recorded_gaze_alone_the_scanpath_model_has_no_say(recorded_films):
+    model, processor = without_dropout()
+
+    before = report_loss(model, processor, recorded_films, 1.0, 0.0)
+    predicted = report_loss(model, processor, recorded_films, 0.0, 1.0)
+    with torch.no_grad():
+        for parameter in model.model.scanpath.parameters():
+            parameter.add_(torch.randn_like(parameter))
+
+    assert torch.equal(before, report_loss(model, processor, recorded_films, 1.0, 0.0))
+    assert not torch.equal(predicted, report_loss(model, processor, recorded_films, 0.0, 1.0))
+
+
+@pytest.mark.parametrize("soft_gaze", [False, True])
+def test_the_report_teaches_the_scanpath_model_by_the_soft_path_alone(recorded_films, soft_gaze):
+    model, processor = without_dropout()
+    stage = StageRecipe("report", list(PARTS), LossWeights(report=1.0), soft_gaze=soft_gaze)
+    batch = ReportCollator(processor, recorded_gaze=0.0, predicted_gaze=1.0)(recorded_films)
+
+    loss = LossModel(model, stage).train()(batch)[0]["report"]
+    loss.backward()
+
+    gradients = [one.grad for one in model.model.scanpath.parameters() if one.grad is not None]
+    assert bool(gradients and any(gradient.any() for gradient in gradients)) == soft_gaze
+    hard = LossModel(model, StageRecipe("report", list(PARTS), LossWeights(report=1.0))).train()(batch)[0]["report"]
+    torch.testing.assert_close(loss, hard)
+
+
+# -- draws ------------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_record_gets_depends_on_its_number_and_epoch_alone(tiny):
+    _, processor = tiny
+    records = phantoms(range(8))
+    collator = ReportCollator(processor, 0.4, 0.3, seed=5, tasks={"report": 0.5, "ground": 0.5})
+
+    def drawn(keys, batch_size):
+        rows = [records[key] for key in keys]
+        batches = [collator(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size)]
+        return {
+            record: (int(source), int(task))
+            for batch in batches
+            for record, source, task in zip(batch["record_ids"], batch["gaze_source"], batch["tasks"], strict=True)
+        }
+
+    keys = list(EpochSampler(8, epochs=2, seed=5))
+    assert drawn(keys, 2) == drawn(keys[::-1], 4)
+    later = EpochSampler(8, epochs=2, seed=5)
+    later.set_epoch(1)
+    assert list(later) != keys and sorted(index for *_, index in later) == list(range(8))
+
+
+def test_shares_of_gaze_move_along_a_line(tiny):
+    _, processor = tiny
+    collator = ReportCollator(processor, 1.0, 0.0, recorded_gaze_end=0.0, predicted_gaze_end=1.0)
+    record = phantoms(range(1))[0]
+
+    sources = [collator.draw(record | {"progress": share, "index": 0}, 0)[2] for share in (0.0, 1.0)]
+
+    assert sources == ["recorded", "predicted"]
+
+
+# -- learning ---------------------------------------------------------------------------------------------------------
+
+
+SENTENCES = (
+    *("The lungs are clear.", "The heart is enlarged.", "Small left effusion.", "No pneumothorax."),
+    *("Right lower opacity.", "Edema is seen.", "A rib is broken.", "The tube ends well."),
+)
+# A density has no floor of its own: from even guessing to knowing the cell and the duration of nearly every fixation.
+FLOORS = {
+    "report": 0.1,
+    "contrast": 0.1,
+    "findings": 0.05,
+    "finding_boxes": 0.6,
+    "region_boxes": 0.6,
+    "gaze_attention": 0.1,
+    "scanpath_map": 0.15,
+    "scanpath": -math.log(64) - 1,
+}
+
+
+GROUPS = {
+    "text": ("report", "contrast"),
+    "findings": ("findings", "finding_boxes"),
+    "regions": ("region_boxes",),
+    "gaze": ("scanpath", "scanpath_map", "gaze_attention"),
+}
+
+
+@pytest.mark.parametrize("names", GROUPS.values(), ids=GROUPS)
+def test_losses_get_near_their_floors_on_eight_records(names):
+    model, processor = without_dropout()
+    stage = StageRecipe("all", list(PARTS), LossWeights(**dict.fromkeys(names, 1.0)))
+    records = phantoms(range(8))
+    records = [records[index] | {"report": text} for index, text in enumerate(SENTENCES)]
+    batch = ReportCollator(processor, recorded_gaze=1.0, predicted_gaze=0.0, with_text=True)(records)
+    learner = LossModel(model, stage).train()
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
+    steps = 250
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 8e-3, total_steps=steps, pct_start=0.1)
+    for _ in range(steps):
+        losses = learner(batch)[0]
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+        schedule.step()
+
+    assert set(losses) == set(names)
+    for name, loss in losses.items():
+        assert loss.item() < FLOORS[name], losses
+
+
+# -- what cannot be trained on ----------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_no_number_stops_and_names_the_records(tmp_path):
+    model, processor = build_tiny_model()
+    stage = StageRecipe("step", ["perception"], LossWeights(findings=1.0), batch_size=2, max_steps=2, eval_steps=100)
+    trainer = make_trainer(tmp_path, stage, phantoms(range(2)), model, processor)
+    with torch.no_grad():
+        model.model.perception.finding_bias.fill_(math.nan)
+
+    with pytest.raises(
+        ModelError, match=r"stage step, step 0: the loss findings is no finite number on the records \S+, "
+    ):
+        trainer.train()
+
+
+def test_a_batch_without_any_annotation_changes_no_weight(tmp_path):
+    model, processor = without_dropout()
+    losses = LossWeights(**dict.fromkeys(vars(LossWeights()), 1.0))
+    stage = StageRecipe("step", list(PARTS), losses, batch_size=2, max_steps=1, eval_steps=100, weight_decay=0.0)
+    records = phantoms(range(2))
+    bare = {"report": None, "fixations": [], "labels": [], "boxes": [], "regions": [], "questions": [], "sentences": []}
+    records.data[:] = [record | bare for record in records.data]
+    trainer = make_trainer(tmp_path, stage, records, model, processor)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+
+    trainer.train()
+
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
