@@ -654,11 +654,15 @@ def register_train(subparsers) -> None:
 
 def run_train(args) -> int:
     try:
+        from .training.model_card import write_card
         from .training.recipe import load_recipe
         from .training.stages import run
     except ModuleNotFoundError as error:
         raise InputError(f'training needs the package {error.name}: pip install "gaze2report[train]"') from error
-    print(run(load_recipe(args.recipe, args.overrides)))
+    folder = run(load_recipe(args.recipe, args.overrides))
+    if os.environ.get("RANK", "0") == "0":  # of the processes that accelerate launched
+        write_card(folder)
+        print(folder)
     return 0
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 from huggingface_hub import ModelCard
 
+from modeling_gaze2report.cli import main
 from modeling_gaze2report.processing.errors import DataError
 from modeling_gaze2report.training.model_card import MARK, card_text, write_card
 from modeling_gaze2report.training.recipe import load_recipe, recipe_values
@@ -188,6 +189,17 @@ def test_without_a_record_of_the_run_the_card_says_so(tmp_path):
 
     assert "No record of the training stands beside the model." in text
     assert ModelCard(text, ignore_metadata_errors=False).data.license == "other"
+
+
+@pytest.mark.parametrize("rank, is_written", [("0", True), ("1", False)])
+def test_the_command_writes_it_once(run, monkeypatch, capsys, rank, is_written):
+    monkeypatch.setattr("modeling_gaze2report.training.stages.run", lambda recipe: run)
+    monkeypatch.setenv("RANK", rank)
+
+    assert main(["train", "embedded"]) == 0
+
+    assert (run / "README.md").is_file() == is_written
+    assert capsys.readouterr().out == (f"{run}\n" if is_written else "")
 
 
 def test_a_damaged_log_is_named(run):
