@@ -239,6 +239,44 @@ def compare_all(
     return results
 
 
+def compare_runs(
+    first: Sequence[dict[str, Metric]],
+    second: Sequence[dict[str, Metric]],
+    bootstrap: Bootstrap,
+    clusters: Sequence | None = None,
+) -> dict[str, dict]:
+    """Mean difference of two kinds of run over training seeds, all scored on the same cases in the same order.
+
+    The interval resamples the cases and keeps the seeds, so it says how far the test set decides; `sd` is the deviation
+    of the difference over the seeds, so it says how far training does.
+
+    Args:
+        first, second: metrics of each seed's run; run number i of both had the same seed.
+
+    Returns:
+        for each metric `first` and `second` (mean scores), `difference` (first minus second), `ci95`, `sd`, `per_seed`.
+    """
+    shared = [name for name in first[0] if all(name in run for run in (*first, *second))]
+    if not shared:
+        return {}
+    runs = [{name: run[name] for name in shared} for run in (*first, *second)]
+    resampled = _resampled_scores(runs, bootstrap, clusters)
+    results = {}
+    for name in shared:
+        scores = np.array([run[name].score() for run in runs])
+        differences = scores[: len(first)] - scores[len(first) :]
+        draws = np.mean([a[name] - b[name] for a, b in zip(resampled, resampled[len(first) :], strict=False)], axis=0)
+        results[name] = {
+            "first": float(scores[: len(first)].mean()),
+            "second": float(scores[len(first) :].mean()),
+            "difference": float(differences.mean()),
+            "ci95": bootstrap.interval(draws),
+            "sd": seed_summary(differences)["sd"],
+            "per_seed": differences.tolist(),
+        }
+    return results
+
+
 def holm(p_values: dict[str, float]) -> dict[str, float]:
     """Holm's step-down correction over a family of tests; NaN p-values stay NaN and do not count."""
     tested = sorted((p, name) for name, p in p_values.items() if np.isfinite(p))
