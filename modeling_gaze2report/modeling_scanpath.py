@@ -28,6 +28,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -51,8 +52,10 @@ from .modeling_grid import (
 
 # Where the duration mixture starts: a median of 0.28 s. Fixations on chest films last about that long.
 TYPICAL_LOG_DURATION = -1.27
-# Steps between two looks at whether every reading of the batch has ended; each look makes an accelerator wait.
+# Steps between two looks at whether every reading of the batch has ended, where a look makes an accelerator wait.
 STEPS_BETWEEN_STOP_CHECKS = 8
+# Random numbers that a sampled step takes: stop, cell, two of the offset, duration's component and quantile.
+NUMBERS_PER_STEP = 6
 
 
 @auto_docstring(
@@ -99,6 +102,50 @@ class Gaze2ReportScanpath(ModelOutput):
     log_probability: torch.FloatTensor | None = None
 
 
+class ScanpathMemory(NamedTuple):
+    """What decoding knows of the films; it stays the same from step to step."""
+
+    features: torch.Tensor  # (B, P, D) projected patches
+    memory: torch.Tensor  # (B, P, D) encoded patches
+    memory_keys_values: list[tuple[torch.Tensor, torch.Tensor]]  # per layer, each (B, H, P, D / H)
+    location_keys: torch.Tensor  # (B, P, D)
+    film_cells: torch.Tensor | None  # (B, P) bool
+    beside_film: torch.Tensor | None  # (B, 1, P) bool, the rest
+    kernel: torch.Tensor  # (P, P) neighbourhood of each cell
+    reader: torch.Tensor  # (B * S, 1, D), or () where readers are not told apart
+
+
+class ScanpathState(NamedTuple):
+    """What decoding hands on from step to step."""
+
+    token: torch.Tensor  # (B * S, 1, D) the last fixation, or the start
+    past: list[tuple[torch.Tensor, torch.Tensor]]  # keys and values per layer, each (B * S, H, N, D / H)
+    visited: torch.Tensor  # (B, S, P) fixations near each cell
+    owed: torch.Tensor  # (B, S, P) fixations asked for near each cell and not given
+    going: torch.Tensor  # (B, S) bool, readings that have not ended
+    log_survival: torch.Tensor  # (B, S) log probability of not having ended
+
+
+class ScanpathStep(NamedTuple):
+    """One fixation of every reading, and the densities it was taken from."""
+
+    fixation: torch.Tensor  # (B, S, 3)
+    offset: torch.Tensor  # (B, S, 2) within the cell
+    offset_parameters: torch.Tensor  # (2, B, S, 2) centre and scale
+    mixture: torch.Tensor  # (3, B, S, K) log weights, means, spreads of log duration
+    cell_log_prob: torch.Tensor  # (B, S)
+    stop_log_prob: torch.Tensor  # (B, S) of the reading going on, or ending, before this fixation
+    going: torch.Tensor  # (B, S) bool, whether the fixation belongs to the reading
+
+
+def draw(log_weights: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """The class below which `share` of the weight lies. Shapes: weights (..., K), share (...) in [0, 1) -> (...)."""
+    cumulated = log_weights.softmax(-1).cumsum(-1)
+    # Short of the whole by more than rounding, so that a class of no weight is never the answer.
+    target = share.unsqueeze(-1) * cumulated[..., -1:] * (1 - 1e-6)
+    return (cumulated <= target).sum(-1)
+
+
 def without_dropout(method: Callable) -> Callable:
     """Runs a method in evaluation mode: gaze that is predicted while training is the gaze of inference."""
 
@@ -133,16 +180,19 @@ class Gaze2ReportScanpathAttention(nn.Module):
         return self.split_heads(self.k_proj(states)), self.split_heads(self.v_proj(states))
 
     def forward(
-        self, states: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, is_causal: bool = False
+        self,
+        states: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        is_causal: bool = False,
     ) -> torch.Tensor:
-        queries = self.split_heads(self.q_proj(states))  # (B * S, H, L, D / H)
-        num_samples = queries.shape[0] // keys.shape[0]
+        queries = self.q_proj(states)  # (B * S, L, D)
         shape = queries.shape
         # Samples of one image line up as further queries, so that its keys and values stand in memory once.
-        queries = queries.unflatten(0, (-1, num_samples)).transpose(1, 2).flatten(2, 3)  # (B, H, S * L, D / H)
-        attended = F.scaled_dot_product_attention(queries, keys, values, is_causal=is_causal)
-        attended = attended.unflatten(2, (num_samples, shape[2])).transpose(1, 2).reshape(shape)
-        return self.o_proj(attended.transpose(1, 2).flatten(2))
+        queries = queries.view(keys.shape[0], -1, self.num_heads, keys.shape[-1]).transpose(1, 2)
+        attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=is_causal)
+        return self.o_proj(attended.transpose(1, 2).reshape(shape))
 
 
 class Gaze2ReportScanpathMLP(nn.Module):
@@ -188,20 +238,22 @@ class Gaze2ReportScanpathDecoderLayer(GradientCheckpointingLayer):
         memory_keys: torch.Tensor,
         memory_values: torch.Tensor,
         past: tuple[torch.Tensor, torch.Tensor] | None = None,
-        step: int = 0,
+        step: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Whole sequence (`past` is None: causal attention) or its position `step` alone, given the earlier ones.
 
         Shapes: states (B * S, L, D); memory keys and values (B, H, P, D / H); past, a pair of (B * S, H, N, D / H) that
-        this call writes its own position into.
+        this call writes its own position into; step (1,) long.
         """
         normed = self.self_attention_norm(states)
         keys, values = self.self_attention.keys_values(normed)
-        if past is not None:
-            past[0][:, :, step : step + 1] = keys
-            past[1][:, :, step : step + 1] = values
-            keys, values = past[0][:, :, : step + 1], past[1][:, :, : step + 1]
-        states = states + self.dropout(self.self_attention(normed, keys, values, is_causal=past is None))
+        if past is None:
+            attended = self.self_attention(normed, keys, values, is_causal=True)
+        else:
+            keys, values = (whole.index_copy_(2, step, one) for whole, one in zip(past, (keys, values), strict=True))
+            earlier = (torch.arange(keys.shape[2], device=keys.device) <= step).view(1, 1, 1, -1)
+            attended = self.self_attention(normed, keys, values, mask=earlier)
+        states = states + self.dropout(attended)
         normed = self.cross_attention_norm(states)
         states = states + self.dropout(self.cross_attention(normed, memory_keys, memory_values))
         return states + self.dropout(self.mlp(self.mlp_norm(states)))
@@ -494,96 +546,171 @@ class Gaze2ReportScanpathModel(Gaze2ReportScanpathPreTrainedModel):
             raise ValueError(
                 f"temperature = {temperature} must be above 0; for the likeliest reading set do_sample=False."
             )
-        config = self.config
+        film = self.decoding_memory(patches, film_boxes, reader_ids, num_samples)
+        state = self.decoding_start(film, num_samples)
+        shape = (self.config.max_fixations, NUMBERS_PER_STEP, patches.shape[0], num_samples)
+        if do_sample:
+            noise = torch.rand(shape, generator=generator, device=patches.device)
+        else:
+            noise = torch.full(shape, 0.5, device=patches.device)
+        steps = torch.arange(self.config.max_fixations, device=patches.device).unsqueeze(-1)
+        # Nobody waits for a look at a tensor in main memory; a compiled loop has no exit.
+        look_after = 1 if patches.device.type == "cpu" else STEPS_BETWEEN_STOP_CHECKS
+        prefix = None if use_cache else state.token.new_zeros(state.token.shape[0], 0, state.token.shape[-1])
+        decoded = []
+        for step in range(self.config.max_fixations):
+            if prefix is not None:
+                prefix = torch.cat((prefix, state.token), dim=1)
+            one, state = self.decode_step(film, state, steps[step], noise[step], do_sample, temperature, prefix)
+            decoded.append(one)
+            looks_now = step % look_after == 0 and not torch.compiler.is_compiling()
+            if looks_now and not state.going.any():
+                break
+        return self.reading_of(decoded)
+
+    def decoding_memory(
+        self, patches: torch.Tensor, film_boxes: torch.Tensor | None, reader_ids: torch.Tensor | None, num_samples: int
+    ) -> ScanpathMemory:
+        """All that stays the same from step to step."""
         features, memory = self.encode(patches)
-        batch_size = features.shape[0]
-        rows = batch_size * num_samples
-        device = features.device
-        film_cells = self.film_cells(film_boxes)
-        memory_keys_values = self.memory_keys_values(memory)
-        location_keys = self.location_key(memory)
+        cells = self.film_cells(film_boxes)
+        reader = self.reader_states(reader_ids, features)
         centres = self.grid()
+        return ScanpathMemory(
+            features=features,
+            memory=memory,
+            memory_keys_values=self.memory_keys_values(memory),
+            location_keys=self.location_key(memory),
+            beside_film=None if cells is None else ~cells.unsqueeze(1),
+            film_cells=cells,
+            kernel=fixation_kernel(centres, centres, self.config.return_sigma),
+            reader=reader.repeat_interleave(num_samples, 0) if reader.dim() else reader,
+        )
+
+    def decoding_start(self, film: ScanpathMemory, num_samples: int) -> ScanpathState:
+        config = self.config
+        batch_size, num_patches = film.memory.shape[:2]
+        rows = batch_size * num_samples
         head_size = config.hidden_size // config.num_attention_heads
         cache_shape = (rows, config.num_attention_heads, config.max_fixations, head_size)
-        past = [(features.new_zeros(cache_shape), features.new_zeros(cache_shape)) for _ in self.layers]
-        reader = self.reader_states(reader_ids, features)
-        reader = reader.repeat_interleave(num_samples, 0) if reader.dim() else reader
 
-        def draw(log_probs: torch.Tensor) -> torch.Tensor:
-            if not do_sample:
-                return log_probs.argmax(-1)
-            flat = (log_probs / temperature).softmax(-1).flatten(0, -2)
-            return torch.multinomial(flat, 1, generator=generator).view(log_probs.shape[:-1])
+        def zeros(*shape: int) -> torch.Tensor:
+            return torch.zeros(batch_size, num_samples, *shape, device=film.memory.device)
 
-        def uniform(shape: tuple[int, ...]) -> torch.Tensor:
-            if not do_sample:
-                return torch.full(shape, 0.5, device=device)
-            return torch.rand(shape, generator=generator, device=device)
-
-        inputs = self.start.expand(rows, 1, -1) + reader
-        visited = torch.zeros(batch_size, num_samples, centres.shape[0], device=device)
-        # Herding: what predictions asked for in each cell's neighbourhood, less what fixations gave.
-        owed = torch.zeros_like(visited)
-        kernel = fixation_kernel(centres, centres, config.return_sigma)  # (P, P)
-        beside_film = torch.zeros_like(visited, dtype=torch.bool) if film_cells is None else ~film_cells.unsqueeze(1)
-        going = torch.ones(batch_size, num_samples, dtype=torch.bool, device=device)
-        log_survival = torch.zeros(batch_size, num_samples, device=device)
-        total = torch.zeros(batch_size, num_samples, device=device)
-        steps, masks = [], []
-        for step in range(config.max_fixations):
-            states = inputs[:, -1:] if use_cache else inputs
-            for layer, (keys, values), layer_past in zip(self.layers, memory_keys_values, past, strict=True):
-                states = layer(states, keys, values, layer_past if use_cache else None, step)
-            state = self.norm(states[:, -1]).unflatten(0, (batch_size, num_samples))  # (B, S, D)
-
-            if step > 0:
-                stop_logits = self.stop_logits(state, torch.tensor([step], device=device).expand(num_samples))
-                log_survival = log_survival + F.logsigmoid(-stop_logits)
-                if do_sample:
-                    ends = uniform((batch_size, num_samples)) < stop_logits.sigmoid()
-                else:
-                    ends = (log_survival < math.log(0.5)) & (step >= config.min_fixations)
-                total = total + F.logsigmoid(torch.where(ends, stop_logits, -stop_logits)) * going
-                going = going & ~ends
-                looks_now = step % STEPS_BETWEEN_STOP_CHECKS == 0 and not torch.compiler.is_compiling()
-                if looks_now and not going.any():
-                    break
-
-            log_probs = self.location_log_probs(state, location_keys, visited, film_cells)
-            if do_sample:
-                cell = draw(log_probs)  # (B, S)
-            else:
-                owed = owed + log_probs.exp() @ kernel
-                cell = owed.masked_fill(beside_film, -torch.inf).argmax(-1)
-                owed = owed - kernel[cell]
-            cell_memory = memory.gather(1, cell.unsqueeze(-1).expand(-1, -1, memory.shape[-1]))
-            centre, scale = (part.float() for part in self.offset.parameters_of(state, cell_memory))
-            offset = self.offset.quantile(uniform((batch_size, num_samples, 2)), centre, scale)
-            point = (self.cell_corner(cell) + offset) / config.grid_size
-
-            weight, mean, spread = (part.float() for part in self.duration.parameters_of(state, cell_memory))
-            component = draw(weight).unsqueeze(-1)
-            standard = torch.special.ndtri(uniform((batch_size, num_samples)).clamp(1e-6, 1 - 1e-6))
-            log_duration = mean.gather(-1, component).squeeze(-1)
-            log_duration = log_duration + spread.gather(-1, component).squeeze(-1) * standard
-            duration = log_duration.exp()
-
-            likelihood = log_probs.gather(-1, cell.unsqueeze(-1)).squeeze(-1) + 2 * math.log(config.grid_size)
-            likelihood = likelihood + self.offset.log_density(offset, centre, scale)
-            likelihood = likelihood + self.duration.log_density(duration, weight, mean, spread)
-            total = total + likelihood * going
-
-            fixation = torch.cat((point, duration.unsqueeze(-1)), dim=-1)  # (B, S, 3)
-            steps.append(fixation * going.unsqueeze(-1))
-            masks.append(going)
-            visited = visited + fixation_kernel(fixation, centres, config.return_sigma)
-            embeds = self.embed_fixations(features, fixation).flatten(0, 1).unsqueeze(1)
-            token = embeds + self.order_embedding.weight[step] + reader
-            inputs = token if use_cache else torch.cat((inputs, token), dim=1)
-
-        return Gaze2ReportScanpath(
-            fixations=torch.stack(steps, dim=2), mask=torch.stack(masks, dim=2), log_probability=total
+        # Later states are laid out like this, each tensor on its own, so that one compiled step serves all.
+        return ScanpathState(
+            token=(self.start.expand(rows, 1, -1) + film.reader).contiguous(),
+            past=[(film.memory.new_zeros(cache_shape), film.memory.new_zeros(cache_shape)) for _ in self.layers],
+            visited=zeros(num_patches),
+            owed=zeros(num_patches),
+            going=zeros().logical_not(),
+            log_survival=zeros(),
         )
+
+    def decode_step(
+        self,
+        film: ScanpathMemory,
+        state: ScanpathState,
+        step: torch.Tensor,
+        noise: torch.Tensor,
+        do_sample: bool,
+        temperature: float,
+        prefix: torch.Tensor | None = None,
+    ) -> tuple[ScanpathStep, ScanpathState]:
+        """One more fixation of every reading. Shapes never change, and nothing waits for a value: it compiles whole.
+
+        Args:
+            film, state: what stays and what changes.
+            step: (1,) fixations before this one.
+            noise: (6, B, S) uniform numbers, one half each when decoding deterministically.
+            do_sample, temperature: see `predict`.
+            prefix: (B * S, step + 1, D) all tokens so far, to be decoded anew without the cache.
+        """
+        config = self.config
+        states = state.token if prefix is None else prefix
+        for layer, (keys, values), past in zip(self.layers, film.memory_keys_values, state.past, strict=True):
+            states = layer(states, keys, values, past if prefix is None else None, step)
+        hidden = self.norm(states[:, -1]).unflatten(0, state.going.shape)  # (B, S, D)
+
+        stop_logits = self.stop_logits(hidden, step)  # (B, S)
+        is_first = step == 0
+        log_survival = state.log_survival + torch.where(is_first, 0.0, F.logsigmoid(-stop_logits))
+        if do_sample:
+            ends = (noise[0] < stop_logits.sigmoid()) & ~is_first
+        else:
+            ends = (log_survival < math.log(0.5)) & (step >= config.min_fixations)
+        going = state.going & ~ends
+
+        log_probs = self.location_log_probs(hidden, film.location_keys, state.visited, film.film_cells)
+        owed = state.owed
+        if do_sample:
+            cell = draw(log_probs / temperature, noise[1])  # (B, S)
+        else:
+            # Herding: what predictions asked for in each cell's neighbourhood, less what fixations gave.
+            owed = owed + log_probs.exp() @ film.kernel
+            allowed = owed if film.beside_film is None else owed.masked_fill(film.beside_film, -torch.inf)
+            cell = allowed.argmax(-1)
+            owed = owed - film.kernel[cell]
+        cell_memory = film.memory.gather(1, cell.unsqueeze(-1).expand(-1, -1, film.memory.shape[-1]))
+        centre, scale = (part.float() for part in self.offset.parameters_of(hidden, cell_memory))
+        offset = self.offset.quantile(noise[2:4].movedim(0, -1), centre, scale)
+        mixture = [part.float() for part in self.duration.parameters_of(hidden, cell_memory)]
+        component = draw(mixture[0] / temperature, noise[4]) if do_sample else mixture[0].argmax(-1)
+        mean, spread = (part.gather(-1, component.unsqueeze(-1)).squeeze(-1) for part in mixture[1:])
+        duration = (mean + spread * torch.special.ndtri(noise[5].clamp(1e-6, 1 - 1e-6))).exp()
+
+        point = (self.cell_corner(cell) + offset) / config.grid_size
+        fixation = torch.cat((point, duration.unsqueeze(-1)), dim=-1)  # (B, S, 3)
+        embeds = self.embed_fixations(film.features, fixation).flatten(0, 1).unsqueeze(1)
+        outcome = ScanpathStep(
+            fixation=fixation,
+            offset=offset,
+            offset_parameters=torch.stack((centre, scale)),
+            mixture=torch.stack(mixture),
+            cell_log_prob=log_probs.gather(-1, cell.unsqueeze(-1)).squeeze(-1),
+            # Of a reading that went on until here: whether it ended now.
+            stop_log_prob=torch.where(
+                is_first | ~state.going, 0.0, F.logsigmoid(torch.where(ends, stop_logits, -stop_logits))
+            ),
+            going=going,
+        )
+        return outcome, ScanpathState(
+            token=embeds + self.order_embedding(step) + film.reader,
+            past=state.past,
+            visited=state.visited + fixation_kernel(fixation, self.grid(), config.return_sigma),
+            owed=owed,
+            going=going,
+            log_survival=log_survival,
+        )
+
+    def reading_of(self, decoded: list[ScanpathStep]) -> Gaze2ReportScanpath:
+        """Fixations, and how likely all that was decided was, from the steps; the last one may hold no fixation."""
+        steps = ScanpathStep(*(torch.stack(part, dim=-1) for part in zip(*decoded, strict=True)))
+        centre, scale = steps.offset_parameters  # (B, S, 2, N)
+        mixture = steps.mixture.movedim(-1, -2)  # (3, B, S, N, K)
+        location = steps.cell_log_prob + 2 * math.log(self.config.grid_size)
+        location = location + self.offset.log_density(
+            *(part.transpose(-1, -2) for part in (steps.offset, centre, scale))
+        )
+        duration = self.duration.log_density(steps.fixation[..., 2, :], *mixture)
+        likelihood = (location + duration) * steps.going + steps.stop_log_prob
+        length = len(decoded)
+        if length > 1 and not torch.compiler.is_compiling() and not steps.going[..., -1].any():
+            length -= 1
+        fixations = steps.fixation.transpose(-1, -2) * steps.going.unsqueeze(-1)  # (B, S, N, 3)
+        return Gaze2ReportScanpath(
+            fixations=fixations[:, :, :length], mask=steps.going[..., :length], log_probability=likelihood.sum(-1)
+        )
+
+    def compile_decoding(self, **options) -> None:
+        """Compile the step of `predict` with `torch.compile`, for programs that predict many readings.
+
+        The first reading of each batch size, number of samples and way of decoding then waits for the compiler.
+
+        Args:
+            options: of `torch.compile`, such as `backend`.
+        """
+        self.decode_step = torch.compile(self.decode_step, fullgraph=True, dynamic=False, **options)
 
 
 __all__ = [

@@ -93,9 +93,11 @@ class Gaze2ReportGraph:
     Attributes:
         neighbors (`tuple[Gaze2ReportNeighbors]`): rows of the nodes in their order, in as many tables as rows differ in
             length: the global node, the patches, the fixations.
+        num_nodes (`int`): nodes of one film.
     """
 
     neighbors: tuple[Gaze2ReportNeighbors, ...]
+    num_nodes: int
 
     def of_film(self, film: int) -> "Gaze2ReportGraph":
         alone = slice(film, film + 1)
@@ -103,7 +105,8 @@ class Gaze2ReportGraph:
             tuple(
                 Gaze2ReportNeighbors(table.source[alone], table.mask[alone], table.edge_attr[alone])
                 for table in self.neighbors
-            )
+            ),
+            self.num_nodes,
         )
 
     def edges(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -112,11 +115,10 @@ class Gaze2ReportGraph:
         Returns:
             edge_index (2, E) long, source and target; edge_attr (E, 14), the numbers of `EDGE_ATTRIBUTES`.
         """
-        num_nodes = sum(table.source.shape[1] for table in self.neighbors)
         indices, attributes, first = [], [], 0
         for table in self.neighbors:
             film, row, slot = table.mask.nonzero(as_tuple=True)
-            indices.append(film * num_nodes + torch.stack((table.source[film, row, slot], first + row)))
+            indices.append(film * self.num_nodes + torch.stack((table.source[film, row, slot], first + row)))
             attributes.append(table.edge_attr[film, row, slot])
             first += table.source.shape[1]
         return torch.cat(indices, dim=1), torch.cat(attributes)
@@ -513,7 +515,7 @@ class Gaze2ReportFusionModel(Gaze2ReportFusionPreTrainedModel):
             table.edge_attr[..., :2] = difference[..., :2]
             table.edge_attr[..., 2] = difference[..., :2].square().sum(-1)
             table.edge_attr[..., 3:5] = difference[..., 2:]
-        return Gaze2ReportGraph(tables)
+        return Gaze2ReportGraph(tables, attributes.shape[1])
 
     def node_attributes(self, fixations: torch.Tensor, fixation_mask: torch.Tensor) -> torch.Tensor:
         """What edges compare, (B, V, 4): x, y, log duration (0 but for fixations) and order / N (likewise)."""

@@ -126,7 +126,8 @@ def graph_of(adjacency, edge_attr):
     source = torch.arange(adjacency.shape[1]).expand(adjacency.shape)
     rows = (slice(0, 1), slice(1, 5), slice(5, None))
     return Gaze2ReportGraph(
-        tuple(Gaze2ReportNeighbors(source[:, r], adjacency[:, r], edge_attr[:, r].clone()) for r in rows)
+        tuple(Gaze2ReportNeighbors(source[:, r], adjacency[:, r], edge_attr[:, r].clone()) for r in rows),
+        num_nodes=adjacency.shape[1],
     )
 
 

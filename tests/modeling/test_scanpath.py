@@ -6,7 +6,7 @@ import scipy.stats
 import torch
 
 from modeling_gaze2report.configuration_gaze2report import Gaze2ReportScanpathConfig
-from modeling_gaze2report.modeling_scanpath import Gaze2ReportScanpathModel
+from modeling_gaze2report.modeling_scanpath import Gaze2ReportScanpathModel, draw
 
 GRID = 3
 CHANNELS = 8
@@ -176,6 +176,50 @@ def test_cached_decoding_equals_uncached(do_sample):
     torch.testing.assert_close(cached.fixations, uncached.fixations, rtol=1e-4, atol=1e-5)
     assert torch.equal(cached.mask, uncached.mask)
     torch.testing.assert_close(cached.log_probability, uncached.log_probability, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_compiled_decoding_equals_eager_and_compiles_once(do_sample):
+    model, patches = make_model(), make_patches()
+    options = {"num_samples": 3, "do_sample": do_sample}
+    eager = model.predict(patches, **options, generator=generator())
+    torch._dynamo.reset()
+    compiled_graphs = []
+
+    def backend(graph, inputs):
+        compiled_graphs.append(graph)
+        return graph.forward
+
+    model.compile_decoding(backend=backend)  # as one piece: anything that waits for a value would be refused
+    compiled = model.predict(patches, **options, generator=generator())
+
+    torch.testing.assert_close(compiled.fixations, eager.fixations, rtol=1e-4, atol=1e-5)
+    assert torch.equal(compiled.mask, eager.mask)
+    torch.testing.assert_close(compiled.log_probability, eager.log_probability, rtol=1e-4, atol=1e-4)
+    assert len(compiled_graphs) == 1
+
+
+def test_classes_are_drawn_by_their_share_of_the_weight():
+    weights = torch.tensor([0.0, 0.25, 0.0, 0.75, 0.0])
+    shares = torch.tensor([0.0, 0.2, 0.249, 0.251, 0.9, 1 - 2**-24])
+
+    drawn = draw(weights.log().expand(len(shares), -1), shares)
+
+    assert drawn.tolist() == [1, 1, 1, 3, 3, 3]
+
+
+@torch.no_grad()
+def test_decoding_ends_with_the_last_reading():
+    model = make_model(max_fixations=20)
+    model.stop.bias.fill_(50)
+    steps = []
+    decode_step = model.decode_step
+    model.decode_step = lambda *arguments: steps.append(1) or decode_step(*arguments)
+
+    scanpath = model.predict(make_patches(), num_samples=4)
+
+    assert scanpath.mask.shape[-1] == 3  # min_fixations
+    assert len(steps) == 4  # the last one ended every reading
 
 
 @pytest.mark.parametrize("do_sample", [False, True])
