@@ -187,7 +187,8 @@ def evidence_record(
         "regions": {name: rounded_box(box) for name, box in regions.items()},
         "warnings": [
             *warnings,
-            *disagreements(sentences, findings, thresholds),
+            # An answer about one thing need not name all that was seen.
+            *(disagreements(sentences, findings, thresholds) if task == "report" else []),
             *unsupported(sentences, observation.gaze_source),
         ],
     }
