@@ -128,9 +128,10 @@ class LossModel(nn.Module):
         self.model = model
         self.stage = stage
         self.centre_bias = nn.Buffer(centre_bias, persistent=False) if centre_bias is not None else None
-        self._no_split_modules = sorted(
-            name for name in no_split_modules(model) if any(type(one).__name__ == name for one in model.modules())
-        )
+        # The towers' layers become shards of their own; the gaze parts do not: they are small, and how often a process
+        # runs them depends on its records, while all processes must gather the same shards in the same order.
+        towers = (self.core.model.vision_tower, self.core.model.language_model)
+        self._no_split_modules = sorted({name for tower in towers for name in no_split_modules(tower)})
 
     @property
     def core(self) -> Gaze2ReportForConditionalGeneration:
@@ -267,9 +268,18 @@ class LossModel(nn.Module):
         }
 
 
-def no_split_modules(model: nn.Module) -> set[str]:
-    """Layers that stay whole when a model is cut into shards, of all models inside."""
-    return {name for one in model.modules() for name in getattr(one, "_no_split_modules", None) or ()}
+def without_scalars(model: nn.Module) -> nn.Module:
+    """Scalar parameters as vectors of one number, in place: FSDP2 cuts nothing of no dimension. No value changes."""
+    for parameter in model.parameters():
+        if parameter.dim() == 0:
+            parameter.data = parameter.data.view(1)
+    return model
+
+
+def no_split_modules(tower: nn.Module) -> set[str]:
+    """Names of the layers in a tower that stay whole when it is cut into shards."""
+    there = {type(one).__name__ for one in tower.modules()}
+    return there & {name for one in tower.modules() for name in getattr(one, "_no_split_modules", None) or ()}
 
 
 # -- trainer ----------------------------------------------------------------------------------------------------------
@@ -509,6 +519,9 @@ def load_state(model: nn.Module, path: Path) -> None:
     """
     try:
         state = load_file(path)
+        for name, value in model.state_dict().items():
+            if name in state and value.numel() == state[name].numel() == 1:
+                state[name] = state[name].view_as(value)  # see `without_scalars`
         result = model.load_state_dict(state, strict=False)
     except (RuntimeError, SafetensorError, OSError) as error:
         raise ModelError(
@@ -862,8 +875,9 @@ def run_stage(
     centre_bias = None
     if stage.losses.scanpath:
         centre_bias = fixation_density(train if not is_stream else validation, collator, config.grid_size)
+    is_sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     trainer = StageTrainer(
-        model=LossModel(model, stage, centre_bias),
+        model=LossModel(without_scalars(model) if is_sharded else model, stage, centre_bias),
         args=training_arguments(recipe, stage, folder),
         stage=stage,
         kept=kept,

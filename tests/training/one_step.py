@@ -16,7 +16,13 @@ from modeling_gaze2report.processing.datasets.record import empty_record
 from modeling_gaze2report.training.assemble import build_model, build_tokenizer
 from modeling_gaze2report.training.data import RecordDataset, ReportCollator
 from modeling_gaze2report.training.recipe import PARTS, DataRecipe, LossWeights, ModelRecipe, Recipe, StageRecipe
-from modeling_gaze2report.training.stages import LossModel, StageTrainer, freeze_all_but, training_arguments
+from modeling_gaze2report.training.stages import (
+    LossModel,
+    StageTrainer,
+    freeze_all_but,
+    training_arguments,
+    without_scalars,
+)
 
 from ..tiny_export import MODEL, REPORTS
 
@@ -93,7 +99,7 @@ def sharded_step(trainer, keep):
     """A step of a model cut into shards by FSDP2, with the trainer's own batches, counts and losses."""
     from torch.distributed.fsdp import fully_shard
 
-    model = trainer.model
+    model = without_scalars(trainer.model)
     layers = [module for module in model.modules() if type(module).__name__ in model._no_split_modules]
     for module in (*layers, model):
         fully_shard(module)
