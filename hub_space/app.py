@@ -16,10 +16,7 @@ from pathlib import Path
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-if "GRADIO_TEMP_DIR" not in os.environ:
-    # A folder of our own, so that everything visitors uploaded goes with the program.
-    os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="gaze2report-space-")
-    atexit.register(shutil.rmtree, os.environ["GRADIO_TEMP_DIR"], ignore_errors=True)
+os.environ.setdefault("GRADIO_TEMP_DIR", tempfile.mkdtemp(prefix="gaze2report-space-"))
 
 try:
     import spaces  # on ZeroGPU it must come before torch
@@ -46,6 +43,7 @@ from safety import (
     for_visitors,
     gaze_of,
     number_of,
+    upload_folder,
     words_of,
 )
 
@@ -402,13 +400,25 @@ def warm_up() -> None:
         pass
 
 
+def forget_everything(*_) -> None:
+    """Delete all uploads, which go with the program."""
+    shutil.rmtree(upload_folder(), ignore_errors=True)
+
+
+def leave(*_) -> None:
+    forget_everything()
+    os._exit(0)  # at once: nobody's work is worth waiting for
+
+
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the upload folder is removed then, too
+    atexit.register(forget_everything)
+    signal.signal(signal.SIGTERM, leave)
     print(NOTICE, flush=True)
     warm_up()
     build().launch(
         theme=theme(),
-        css=(HERE / "film_view.css").read_text(encoding="utf-8"),
+        # Not as `css`: Gradio drops container queries when it rewrites that.
+        head=f"<style>{(HERE / 'film_view.css').read_text(encoding='utf-8')}</style>",
         max_file_size=MAX_FILE,
         ssr_mode=False,
         run_history=False,

@@ -90,7 +90,7 @@ warnings.setAttribute("aria-label", "Warnings");
 const findings = make("ul", "findings");
 findings.setAttribute("aria-label", "Findings with their probability");
 const changed = make("div", "changed");
-right.append(status, sentences, warnings, findings, changed);
+right.append(status, changed, sentences, warnings, findings);
 
 // -- what is shown ----------------------------------------------------------------------------------------------------
 let value = null, key = null, height = WIDTH, boxes = [], fixations = [], total = 0, now = 0;

@@ -55,15 +55,15 @@ def declared_png(width: int, height: int, rows: int = 10) -> bytes:
 
 
 def text_bomb() -> bytes:
-    """A PNG whose compressed text unpacks to a hundred megabytes."""
+    """A PNG whose compressed text unpacks to thirty megabytes."""
     data = png()
-    bomb = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(100_000_000), 9))
+    bomb = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(30_000_000), 9))
     return data[:33] + bomb + data[33:]
 
 
 def profile_bomb() -> bytes:
     data = png()
-    bomb = chunk(b"iCCP", b"profile\0\0" + zlib.compress(bytes(100_000_000), 9))
+    bomb = chunk(b"iCCP", b"profile\0\0" + zlib.compress(bytes(30_000_000), 9))
     return data[:33] + bomb + data[33:]
 
 
@@ -133,20 +133,20 @@ def dicom_of_one_gigabyte() -> bytes:
 
 
 def deflated_bomb() -> bytes:
-    """A deflated DICOM file of one megabyte that unpacks to a gigabyte."""
+    """A deflated DICOM file that unpacks to a hundred times its size."""
     data = dicom("1.2.840.10008.1.2.1.99")
     head = data[: 132 + 12 + int.from_bytes(data[140:144], "little")]
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     block = bytes(1_000_000)
-    return head + b"".join(packer.compress(block) for _ in range(1000)) + packer.flush()
+    return head + b"".join(packer.compress(block) for _ in range(100)) + packer.flush()
 
 
 def larger_inside() -> bytes:
-    """A DICOM film of 64 x 64 whose JPEG 2000 picture has 9,000 x 9,000 pixels."""
+    """A DICOM film of 64 x 64 whose JPEG 2000 picture has 6,100 x 6,100 pixels."""
     from pydicom.encaps import encapsulate
 
     memory = io.BytesIO()
-    Image.fromarray(np.zeros((9000, 9000), np.uint8)).save(memory, format="JPEG2000", no_jp2=True)
+    Image.fromarray(np.zeros((6100, 6100), np.uint8)).save(memory, format="JPEG2000", no_jp2=True)
     return dicom("1.2.840.10008.1.2.4.90", pixels=encapsulate([memory.getvalue()]))
 
 

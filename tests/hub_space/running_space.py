@@ -81,4 +81,4 @@ def running_space(folder: Path):
         yield space
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(60)

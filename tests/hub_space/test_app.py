@@ -289,3 +289,12 @@ def test_a_report_that_nobody_waits_for_stops():
     stop.event.set()
 
     assert stop(torch.tensor(ids), None).all()
+
+
+def test_when_the_program_ends_all_uploads_are_gone(tmp_path):
+    with running_space(tmp_path) as space:
+        client = gradio_client.Client(space.url, verbose=False)
+        client.predict(film=gradio_client.handle_file(str(PHANTOM)), num_samples=1, api_name="/scanpaths")
+        assert list(space.uploads.rglob("phantom.png"))
+
+    assert not space.uploads.exists()

@@ -264,7 +264,7 @@ def test_it_fits_a_phone(open_page, screenshots):
     assert stage["width"] >= 300
     sentence = sentence_with(page, "box")
     sentence.tap()
-    assert page.locator("#first-view .box.lit").count() >= 1
+    page.wait_for_selector("#first-view .box.lit")
     assert all(row.bounding_box()["height"] >= 24 for row in page.locator("#first-view .sentence").all())
     page.screenshot(path=screenshots / "phone.png", full_page=True)
 
