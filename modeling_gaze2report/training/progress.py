@@ -325,7 +325,7 @@ class SamplesCallback(TrainerCallback):
             reference = record.get("report") or "(none)"
             write_text(
                 folder / f"{stem}.txt",
-                f"{evidence['report']}\n\n-- reference --\n{reference}\n",
+                f"{evidence['report'] or '(nothing)'}\n\n-- reference --\n{reference}\n",
             )
             picture = io.BytesIO()
             self.processor.draw_evidence(evidence, film).save(picture, format="PNG")
