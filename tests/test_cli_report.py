@@ -722,11 +722,11 @@ def test_on_a_full_disk_no_half_written_file_stands(report, films, tmp_path, cap
 def test_an_interruption_leaves_whole_files(report, films, tmp_path, capsys, monkeypatch):
     read_films, calls = inference.read_films, []
 
-    def interrupted(*arguments):
+    def interrupted(*arguments, **options):
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return read_films(*arguments)
+        return read_films(*arguments, **options)
 
     monkeypatch.setattr(inference, "read_films", interrupted)
 
@@ -746,7 +746,7 @@ def test_debug_shows_where_an_error_came_from(film, arguments):
 
 
 def test_an_unforeseen_error_is_one_line(report, film, capsys, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise ZeroDivisionError("division by zero")
 
     monkeypatch.setattr(inference, "read_films", fail)
