@@ -735,3 +735,93 @@ def test_predicted_gaze_stays_on_the_film(model, processor):
         assert len(scanpath) > 0
         assert (scanpath[:, :2] >= 0).all() and (scanpath[:, :2] <= 1).all()
     assert features.gaze_source.tolist() == [1, 1]
+
+
+# -- tasks ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_task_has_a_prompt(processor):
+    given = {"question": "Why?", "phrase": "effusion", "box": (0, 0, 1, 1), "film": film(), "findings": [], "count": 3}
+
+    prompts = [processor.task_prompt(task, **given) for task in INSTRUCTIONS]
+
+    assert len(set(prompts)) == len(INSTRUCTIONS)
+    assert not any("{" in prompt for prompt in prompts)
+
+
+def test_words_of_a_user_in_braces_are_words(processor):
+    assert processor.task_prompt("ask", question="{count} {0}\n?") == "Question: {count} {0} ?"
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "message"),
+    [
+        ("sing", {}, "There is no task 'sing'"),
+        ("ask", {}, "The question is empty"),
+        ("ground", {"phrase": " \n"}, "The phrase is empty"),
+        ("ask", {"question": "x" * 100_000}, "context of 512 tokens"),
+        ("describe", {"box": (0, 0, 1, 1)}, "needs the film"),
+        ("describe", {"box": (0, 0, 2, 1), "film": np.zeros((20, 20))}, "all in \\[0, 1\\]"),
+        ("describe", {"box": "left", "film": np.zeros((20, 20))}, "must be four numbers"),
+        ("structured", {}, "needs findings"),
+        ("order", {"count": 1}, "at least 2"),
+    ],
+)
+def test_what_a_task_lacks_is_named(processor, task, given, message):
+    with pytest.raises(InputError, match=message):
+        processor.task_prompt(task, **given)
+
+
+def test_written_boxes_come_back_on_the_film(processor):
+    # A film of 40 x 80 (width x height) fills the middle half of the square: x from 1/4 to 3/4.
+    portrait = film(height=80, width=40)
+
+    (grounded,) = processor.post_process_grounding(["A nodule. [250 000 500 500] [000 000 200 999]"], [portrait])
+
+    assert grounded.text == "A nodule."
+    (box,) = grounded.boxes[0]  # the second one lies in the padding
+    np.testing.assert_allclose(box, (0, 0, 0.5, 0.5), atol=1.5 / 999)
+
+
+def test_malformed_boxes_never_stop_a_report(processor):
+    assert processor.parse_grounded("A nodule. [1 2 3") == [("A nodule.", [])]
+
+
+def test_temperatures_and_thresholds_are_the_findings_own(processor):
+    own = Gaze2ReportProcessor(
+        processor.image_processor,
+        processor.tokenizer,
+        num_visual_gaze_tokens=NUM_VISUAL_GAZE_TOKENS,
+        finding_temperatures=[2.0] * 14,
+        finding_thresholds=[0.3] * 14,
+    )
+
+    # 1 / (1 + exp(-ln 3)) = 3/4
+    assert own.finding_probabilities(torch.full((1, 14), 2 * math.log(3)))[0, 0] == pytest.approx(0.75)
+    assert own.thresholds == [0.3] * 14
+    assert processor.thresholds == [0.5] * 14
+
+
+def test_thresholds_for_another_number_of_findings_are_refused(processor):
+    with pytest.raises(ValueError, match="finding_thresholds must be 14 numbers"):
+        Gaze2ReportProcessor(processor.image_processor, processor.tokenizer, finding_thresholds=[0.5])
+
+
+def test_a_grounded_record_takes_its_boxes_from_the_text(processor, model):
+    picture = film(height=64, width=64)
+    inputs = processor(images=picture, return_tensors="pt")
+    features = model.get_image_features(
+        pixel_values=inputs["pixel_values"], film_boxes=inputs["film_boxes"], return_dict=True
+    )
+
+    (record,) = processor.post_process_evidence(
+        ["There is a left effusion. [500 500 999 999] No pneumothorax."],
+        features,
+        picture,
+        strategy="grounded",
+        prompt=["asked"],
+    )
+
+    assert record["report"] == "There is a left effusion. No pneumothorax."
+    assert record["prompt"] == "asked"
+    np.testing.assert_allclose(record["sentences"][0]["boxes"], [[0.5005, 0.5005, 1, 1]], atol=1e-4)
