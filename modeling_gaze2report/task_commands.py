@@ -38,7 +38,7 @@ def register(subparsers) -> None:
     )
     describe.add_argument("image", metavar="IMAGE", help="PNG, JPEG, TIFF or DICOM")
     describe.add_argument(
-        "box", nargs=4, type=float, metavar=("X0", "Y0", "X1", "Y1"), help="in [0, 1] of the original image"
+        "box", nargs=4, type=float, metavar="SIDE", help="x0, y0, x1, y1 in [0, 1] of the original image"
     )
     describe.set_defaults(run=run_describe)
 
