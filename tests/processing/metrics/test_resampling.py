@@ -11,6 +11,7 @@ from modeling_gaze2report.processing.metrics.resampling import (
     RankStatistics,
     Statistics,
     compare_all,
+    compare_runs,
     holm,
     mean_statistics,
     ratio,
@@ -120,3 +121,18 @@ def test_wrong_inputs_are_named():
 def test_seeds_are_summarised_apart():
     assert seed_summary([1.0, 2.0, 3.0]) == {"mean": 2, "sd": 1, "seeds": 3}
     assert np.isnan(seed_summary([1.0])["sd"])
+
+
+def test_runs_are_compared_seed_by_seed():
+    def run(*values):
+        return {"share": mean_statistics("share", values)}
+
+    with_it, without = [run(1, 1, 1, 1), run(1, 1, 0, 0)], [run(0, 0, 0, 0), run(0, 0, 0, 0)]
+
+    result = compare_runs(with_it, without, Bootstrap(resamples=50))["share"]
+
+    # Differences of 1 and 0.5: mean 0.75, deviation 0.25 x sqrt(2).
+    assert (result["first"], result["second"], result["difference"]) == (0.75, 0.0, 0.75)
+    assert result["per_seed"] == [1.0, 0.5]
+    assert result["sd"] == pytest.approx(0.25 * 2**0.5)
+    assert 0.5 <= result["ci95"][0] <= 0.75 <= result["ci95"][1] <= 1.0
