@@ -167,7 +167,7 @@ FLOORS = {
     "contrast": 0.1,
     "findings": 0.05,
     "finding_boxes": 0.6,
-    "region_boxes": 0.6,
+    "region_boxes": 1.1,
     "gaze_attention": 0.1,
     "scanpath_map": 0.15,
     "scanpath": -math.log(64) - 1,
@@ -176,8 +176,7 @@ FLOORS = {
 
 GROUPS = {
     "text": ("report", "contrast"),
-    "findings": ("findings", "finding_boxes"),
-    "regions": ("region_boxes",),
+    "findings": ("findings", "finding_boxes", "region_boxes"),
     "gaze": ("scanpath", "scanpath_map", "gaze_attention"),
 }
 
