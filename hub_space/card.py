@@ -14,7 +14,7 @@ def model_card(text: str | None, folder: str | Path, repo_id: str, metrics=()) -
 
     Args:
         text: the card that the model has already; `None` to begin one.
-        folder: folder of the model.
+        folder: folder that the model was published from; the card may call it by that name.
         repo_id: `owner/name` on the Hub.
         metrics: `metrics.json` files whose figures become the `model-index`.
 
@@ -23,7 +23,11 @@ def model_card(text: str | None, folder: str | Path, repo_id: str, metrics=()) -
     """
     from huggingface_hub import ModelCard
 
-    card = parsed(ModelCard, text or first_card(repo_id))
+    text = text or first_card(repo_id)
+    # What the card calls the folder is found under another name on the Hub.
+    for name in ("MODEL", f'"{Path(folder).name}"'):
+        text = text.replace(f"from_pretrained({name},", f'from_pretrained("{repo_id}",')
+    card = parsed(ModelCard, text)
     card.data.library_name = card.data.library_name or "transformers"
     card.data.pipeline_tag = card.data.pipeline_tag or "image-text-to-text"
     results = [result for path in metrics for result in evaluation_results(path)]

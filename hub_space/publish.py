@@ -92,7 +92,7 @@ def build_model_tree(source: str | Path, folder: str | Path, repo_id: str, metri
         finish_adapter(folder, repo_id, base_model)
     else:
         finish_model(source, folder)
-    write_card(folder, repo_id, metrics)
+    write_card(folder, source, repo_id, metrics)
     made_here = {entry.name for entry in folder.iterdir()}
     return [entry.name for entry in entries if entry.name not in made_here and entry.name != "__pycache__"]
 
@@ -139,7 +139,7 @@ def finish_adapter(folder: Path, repo_id: str, base_model: str | None) -> None:
     edit_json(folder / "adapter_config.json", lambda values: values.update(base_model_name_or_path=base))
 
 
-def write_card(folder: Path, repo_id: str, metrics) -> None:
+def write_card(folder: Path, source: Path, repo_id: str, metrics) -> None:
     """The model's own card, or a first one; with the figures of `metrics` in its metadata."""
     path = folder / "README.md"
     text = path.read_text(encoding="utf-8") if path.is_file() else None
@@ -147,7 +147,7 @@ def write_card(folder: Path, repo_id: str, metrics) -> None:
         base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
         card = adapter_card(text, repo_id, base)
     else:
-        card = model_card(text, folder, repo_id, metrics)
+        card = model_card(text, source.absolute(), repo_id, metrics)
     path.write_text(card, encoding="utf-8")
 
 

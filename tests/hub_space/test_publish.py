@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -312,6 +313,20 @@ def test_figures_become_the_model_index(exported, tmp_path):
     (result,) = card.data.eval_results
     assert (card.data.model_name, result.metric_type, result.metric_value) == ("tiny", "bleu_4", 0.082)
     assert (result.task_type, result.dataset_name) == ("image-text-to-text", "held-out films, 278 films")
+
+
+def test_a_card_calls_the_model_by_its_name_on_the_hub(exported, tmp_path):
+    folder = tmp_path / "my-run"
+    shutil.copytree(exported, folder)
+    use = "AutoModelForImageTextToText.from_pretrained({}, trust_remote_code=True)"
+    lines = [use.format(name) for name in ("MODEL", '"my-run"')]
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n\n" + "\n".join(lines))
+
+    publishing.build_model_tree(folder, tmp_path / "tree", "a/tiny")
+
+    card = ModelCard.load(tmp_path / "tree" / "README.md")
+    assert card.text.split() == (use.format('"a/tiny"') + " " + use.format('"a/tiny"')).split()
+    assert (card.data.license, card.data.library_name) == ("mit", "transformers")
 
 
 def test_a_file_that_holds_no_metrics_is_named(tmp_path):
