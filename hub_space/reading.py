@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+import transformers
 from transformers import AutoModelForImageTextToText, AutoProcessor, StoppingCriteria, TextIteratorStreamer
 
 STRATEGIES = ("direct", "grounded", "structured")
@@ -22,6 +23,8 @@ TASK_OF_STRATEGY = {"direct": "report", "grounded": "grounded", "structured": "s
 LIVE_EVERY_S = 0.1
 # Below this many weights, threads cost more than they bring.
 SMALL_MODEL = 50_000_000
+# Notes about a visitor's film or gaze are for the visitor, not for a log.
+transformers.logging.set_verbosity_error()
 SENTENCE_END = re.compile(r"[.!?]\s*$")
 # A box in the text, `[412 655 498 901]`, or the beginning of one.
 BOX_MARK = re.compile(r"\s*\[[\s\d,]*(?:\]|$)")
