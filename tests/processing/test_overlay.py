@@ -1,7 +1,5 @@
 """The overlay, pixel by pixel: what is drawn stands where it should, in its colour, and the film stays visible."""
 
-import time
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -317,19 +315,6 @@ def test_what_cannot_be_drawn_is_refused(film, options, message):
 def test_any_gaze_on_any_film_can_be_drawn(height, width, fixations):
     film = np.random.default_rng(0).integers(0, 256, (height, width), dtype=np.uint8)
     drawn(film, fixations, boxes=[(0.0, 0.0, 1.0, 1.0, "whole film")])
-
-
-def test_it_is_fast():
-    film = np.random.default_rng(0).integers(0, 256, (512, 474), dtype=np.uint8)
-    random = np.random.default_rng(1)
-    fixations = np.concatenate([random.random((16, 2)), random.uniform(0.1, 1, (16, 1))], axis=1)
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        draw_overlay(film, fixations, boxes=[(0.1, 0.1, 0.4, 0.4, "Cardiomegaly"), (0.5, 0.5, 0.9, 0.9, "Edema")])
-        times.append(time.perf_counter() - start)
-    # 40 ms is the aim on a quiet core; the rest is for a busy machine.
-    assert min(times) < 0.12
 
 
 def test_the_picture_is_a_plain_file(tmp_path):
