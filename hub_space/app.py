@@ -43,6 +43,7 @@ from safety import (
     for_visitors,
     gaze_of,
     number_of,
+    quote_nobody_in_the_log,
     upload_folder,
     words_of,
 )
@@ -414,6 +415,7 @@ if __name__ == "__main__":
     atexit.register(forget_everything)
     signal.signal(signal.SIGTERM, leave)
     print(NOTICE, flush=True)
+    quote_nobody_in_the_log()
     warm_up()
     build().launch(
         theme=theme(),

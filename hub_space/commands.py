@@ -61,7 +61,6 @@ def run_demo(args) -> int:
     """Run `app.py` as the Hub does: as a program of its own, told by its environment what to show."""
     import os
     import socket
-    import subprocess
     import sys
     from importlib.util import find_spec
 
@@ -83,13 +82,9 @@ def run_demo(args) -> int:
     if Path(model).is_dir():
         model = str(Path(model).absolute())
     settings = {"GAZE2REPORT_MODEL": model, "GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port)}
-    program = subprocess.Popen([sys.executable, str(here / "app.py")], env=os.environ | settings)
-    try:
-        return 0 if program.wait() == 0 else 2
-    except KeyboardInterrupt:
-        program.terminate()
-        program.wait()
-        return 0
+    sys.stdout.flush()
+    # In place of this process, so that whoever started it stops the Space by stopping it.
+    os.execve(sys.executable, [sys.executable, str(here / "app.py")], os.environ | settings)
 
 
 __all__ = ["register"]

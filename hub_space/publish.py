@@ -151,7 +151,7 @@ def write_card(folder: Path, source: Path, repo_id: str, metrics) -> None:
     path.write_text(card, encoding="utf-8")
 
 
-def build_space_tree(folder: str | Path, model_id: str, revision: str | None) -> None:
+def build_space_tree(folder: str | Path, model_id: str, revision: str | None, files=()) -> None:
     """Write the files of the Space that shows a model.
 
     The Space loads the revision that was published with it and no other: code that somebody adds to the model later
@@ -161,11 +161,11 @@ def build_space_tree(folder: str | Path, model_id: str, revision: str | None) ->
         folder: new or empty folder.
         model_id: `owner/name` of the model on the Hub.
         revision: commit of the model; `None` where it does not exist yet.
+        files: names of the model's files, which the Hub then lays into the Space when it builds it.
     """
     from huggingface_hub import SpaceCard
 
     from .. import processing
-    from .export import HUB_FILES
 
     here, folder = Path(__file__).parent, Path(folder)
     (folder / "examples").mkdir(parents=True)
@@ -184,9 +184,8 @@ def build_space_tree(folder: str | Path, model_id: str, revision: str | None) ->
 
     card = SpaceCard.load(here / "README.md", ignore_metadata_errors=False)
     card.data.models = [model_id]
-    files = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "processor_config.json"]
-    preload = [model_id, ",".join([*files, "chat_template.jinja", "generation_config.json", *HUB_FILES])]
-    card.data.preload_from_hub = [" ".join([*preload, revision] if revision else preload)]
+    preload = [model_id, ",".join(sorted(files)), revision or ""] if files else [model_id]
+    card.data.preload_from_hub = [" ".join(preload).strip()]
     card.save(folder / "README.md")
 
 
@@ -343,16 +342,21 @@ def publish(args) -> int:
         print(f"it reads the phantom film: {check_tree(tree, local_base(args))}", file=sys.stderr, flush=True)
         if args.dry_run:
             if space_id:
-                build_space_tree(trees / "space", repo_id, None)
+                build_space_tree(trees / "space", repo_id, None, loaded_files(tree))
             print_tree(trees)
             return 0
         model = upload(api, tree, repo_id, "model", args.private, "Publish the model")
         print(f"{model.url}  {'commit ' + model.revision if model.is_new_commit else 'unchanged'}")
         if space_id:
-            build_space_tree(trees / "space", repo_id, model.revision)
+            build_space_tree(trees / "space", repo_id, model.revision, loaded_files(tree))
             space = upload(api, trees / "space", space_id, "space", args.private, "Publish the Space")
             print(f"{space.url}  {'commit ' + space.revision if space.is_new_commit else 'unchanged'}")
     return 0
+
+
+def loaded_files(tree: Path) -> list[str]:
+    """The files of a model tree that loading it reads."""
+    return [name for name, _ in sizes(tree) if not name.startswith(("README", "LICENSE"))]
 
 
 def local_base(args) -> Path | None:

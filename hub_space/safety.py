@@ -7,12 +7,14 @@ address. Nothing that a visitor wrote reaches a log, and everything that is show
 import functools
 import html
 import inspect
+import logging
 import math
 import os
 import re
 import shutil
 import sys
 import threading
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -215,6 +217,19 @@ def is_for_the_visitor(error: BaseException) -> bool:
     return isinstance(error, Refused) or any(kind.__name__ == "Gaze2ReportError" for kind in type(error).__mro__)
 
 
+def print_fault(error: BaseException | None) -> None:
+    """The kind of an error and the line of code, for the log: its message could quote a visitor."""
+    frames = traceback.extract_tb(error.__traceback__) if error else []
+    place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "?"
+    print(f"fault: {type(error).__name__} at {place}", file=sys.stderr, flush=True)
+
+
+def quote_nobody_in_the_log() -> None:
+    """Gradio and its server print whole tracebacks, with what a visitor sent; from now on only their kind."""
+    traceback.print_exc = lambda *_, **__: print_fault(sys.exc_info()[1])
+    logging.disable(logging.ERROR)
+
+
 def for_visitors(function, show):
     """The function, with every error turned into one that a visitor may see, and none that says more.
 
@@ -226,10 +241,7 @@ def for_visitors(function, show):
     def translated(error: Exception) -> Exception:
         if is_for_the_visitor(error):
             return show(html.escape(str(error).replace(str(upload_folder()) + os.sep, ""))[:600])
-        # The kind of the error and the line of code: the message could quote the visitor.
-        frames = inspect.getinnerframes(error.__traceback__)
-        place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "?"
-        print(f"fault: {type(error).__name__} at {place}", file=sys.stderr, flush=True)
+        print_fault(error)
         return show(OUR_FAULT)
 
     if inspect.isgeneratorfunction(function):

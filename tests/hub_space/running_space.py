@@ -45,6 +45,12 @@ class Space:
         return False
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 @contextlib.contextmanager
 def running_space(folder: Path):
     """A Space on a free port, with the embedded checkpoint; everything it writes goes into `folder`."""
@@ -53,23 +59,35 @@ def running_space(folder: Path):
     blocked = folder / "blocked"
     blocked.mkdir()
     (blocked / "modeling_gaze2report.py").write_text("raise ModuleNotFoundError('not installed here')\n")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    environment = {"PYTHONPATH": str(blocked), "GAZE2REPORT_MODEL": str(embedded_folder())}
+    with running([sys.executable, "app.py"], folder, free_port(), tree, environment) as space:
+        yield space
+
+
+@contextlib.contextmanager
+def running_demo(folder: Path):
+    """The same by `gaze2report demo`, with the package."""
+    port = free_port()
+    command = [sys.executable, "-m", "modeling_gaze2report.cli", "demo", "--port", str(port)]
+    with running(command, folder, port, folder, {}) as space:
+        yield space
+
+
+@contextlib.contextmanager
+def running(command: list[str], folder: Path, port: int, working_folder: Path, settings: dict):
     environment = os.environ | {
-        "PYTHONPATH": str(blocked),
-        "GAZE2REPORT_MODEL": str(embedded_folder()),
         "GRADIO_TEMP_DIR": str(folder / "uploads"),
         "GRADIO_SERVER_NAME": "127.0.0.1",
         "GRADIO_SERVER_PORT": str(port),
         "HF_MODULES_CACHE": str(folder / "modules"),
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
+        **settings,
     }
     log = folder / "log.txt"
     with open(log, "wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "app.py"], cwd=tree, env=environment, stdout=output, stderr=subprocess.STDOUT
+            command, cwd=working_folder, env=environment, stdout=output, stderr=subprocess.STDOUT
         )
     space = Space(f"http://127.0.0.1:{port}", folder / "uploads", log, process)
     try:

@@ -5,17 +5,19 @@ import hashlib
 import io
 import json
 import re
+import socket
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from modeling_gaze2report import cli
 from modeling_gaze2report.hub_space import reading, safety
 from modeling_gaze2report.processing.errors import InputError
 from modeling_gaze2report.processing.image_processing_gaze2report import Film
 
-from .running_space import PHANTOM, running_space
+from .running_space import PHANTOM, running_demo, running_space
 
 gradio_client = pytest.importorskip("gradio_client")
 STRATEGIES = ("direct", "grounded", "structured")
@@ -291,10 +293,22 @@ def test_a_report_that_nobody_waits_for_stops():
     assert stop(torch.tensor(ids), None).all()
 
 
-def test_when_the_program_ends_all_uploads_are_gone(tmp_path):
-    with running_space(tmp_path) as space:
+def test_the_demo_runs_on_this_machine_and_leaves_no_upload_behind(tmp_path):
+    with running_demo(tmp_path) as space:
         client = gradio_client.Client(space.url, verbose=False)
         client.predict(film=gradio_client.handle_file(str(PHANTOM)), num_samples=1, api_name="/scanpaths")
         assert list(space.uploads.rglob("phantom.png"))
 
     assert not space.uploads.exists()
+
+
+@pytest.mark.parametrize(("port", "message"), [("70000", "from 0 to 65535"), ("taken", "cannot be used")])
+def test_a_demo_without_a_port_says_so(port, message, capsys):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        number = str(other.getsockname()[1]) if port == "taken" else port
+
+        status = cli.main(["demo", "--port", number])
+
+    assert status == 2 and message in capsys.readouterr().err

@@ -5,6 +5,7 @@ Screenshots go to the folder `GAZE2REPORT_SCREENSHOTS`, else to pytest's tempora
 
 import os
 import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -322,6 +323,22 @@ def test_text_can_be_read_in_the_light_and_in_the_dark(open_page, space, screens
         first, second = sorted((luminance(background), luminance(colour)))
         assert (second + 0.05) / (first + 0.05) >= 4.5, (selector, colour, background)  # WCAG 2.2, 1.4.3
     page.screenshot(path=screenshots / f"{theme}.png", full_page=True)
+
+
+def test_who_waits_sees_the_place_in_the_queue(open_page, space):
+    from modeling_gaze2report.hub_space.load_study import crowd
+
+    page = open_page()
+    upload(page, PHANTOM)
+    others = threading.Thread(target=crowd, args=(space.url, 12, 12, 0, PHANTOM))
+    others.start()
+    time.sleep(1)
+
+    page.click("#write")
+
+    page.wait_for_function("/queue: \\d+\\/\\d+/.test(document.body.innerText)")
+    others.join()
+    wait_for_report(page)
 
 
 def test_a_visitors_files_go_when_the_page_is_closed(browser, space, tmp_path):

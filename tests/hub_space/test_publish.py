@@ -186,14 +186,14 @@ def test_a_model_that_does_not_load_is_not_published(tree):
 
 
 def test_a_space_tree_names_its_model_in_one_revision(tmp_path):
-    publishing.build_space_tree(tmp_path / "space", "a/b", "0123abcd" * 5)
+    publishing.build_space_tree(tmp_path / "space", "a/b", "0123abcd" * 5, ["model.safetensors", "config.json"])
 
     card = SpaceCard.load(tmp_path / "space" / "README.md")
     assert json.loads((tmp_path / "space" / "space.json").read_text()) == {"model": "a/b", "revision": "0123abcd" * 5}
     assert card.data.models == ["a/b"]
     (preload,) = card.data.preload_from_hub
     repo, files, revision = preload.split(" ")
-    assert (repo, revision) == ("a/b", "0123abcd" * 5) and {*HUB_FILES, "model.safetensors"} <= set(files.split(","))
+    assert (repo, files, revision) == ("a/b", "config.json,model.safetensors", "0123abcd" * 5)
     assert (card.data.sdk, card.data.app_file) == ("gradio", "app.py")
 
 
@@ -350,6 +350,8 @@ def test_the_command_publishes_model_and_space(hub, exported, monkeypatch, capsy
     assert space.is_private and hub.of(MODEL).is_private
     head, _ = hub.of(MODEL).files("main")
     _, files = space.files("main")
+    (preload,) = SpaceCard(files["README.md"][0].decode()).data.preload_from_hub
+    assert {*HUB_FILES, "model.safetensors", "tokenizer.json"} <= set(preload.split(" ")[1].split(","))
     assert json.loads(files["space.json"][0]) == {"model": f"{USER}/tiny", "revision": head}
     printed = capsys.readouterr().out
     assert f"/{USER}/tiny  commit {head}" in printed and f"/spaces/{USER}/show  commit" in printed
