@@ -3,6 +3,7 @@ distribution leaves out."""
 
 import contextlib
 import copy
+import inspect
 from threading import Thread
 
 import pytest
@@ -301,6 +302,42 @@ def test_generation_goes_on_from_a_returned_cache(model, tiny_inputs, gaze):
     )
 
     assert torch.equal(second, expected)
+
+
+@GAZE
+def test_attention_kernels_agree(tiny_model, tiny_inputs, gaze):
+    model = tiny_model()
+    inputs = tiny_inputs(model, gaze=gaze)
+    tokens = {}
+
+    for kernel in ("eager", "sdpa"):
+        model.set_attn_implementation(kernel)
+        tokens[kernel] = new_tokens(model, inputs)
+
+    assert torch.equal(tokens["eager"], tokens["sdpa"])
+
+
+@GAZE
+def test_a_compiled_decoding_step_equals_eager(tiny_model, tiny_inputs, gaze):
+    model = tiny_model()
+    inputs = tiny_inputs(model, gaze=gaze)
+    expected = new_tokens(model, inputs)
+    eager, compiled = model.forward, torch.compile(model.forward, backend="aot_eager", fullgraph=True, dynamic=False)
+    steps = []
+
+    def forward(*args, pixel_values=None, mm_encoder_outputs=None, **kwargs):
+        # As `generate` does on an accelerator: the prompt as it comes, every further token compiled.
+        if mm_encoder_outputs is not None or pixel_values is not None:
+            return eager(*args, pixel_values=pixel_values, mm_encoder_outputs=mm_encoder_outputs, **kwargs)
+        steps.append(1)
+        return compiled(*args, **kwargs)
+
+    forward.__signature__ = inspect.signature(eager)
+    model.forward = forward
+    actual = new_tokens(model, inputs, cache_implementation="static", disable_compile=True)
+
+    assert torch.equal(actual, expected)
+    assert len(steps) == NEW - 1
 
 
 # -- images encoded ahead ---------------------------------------------------------------------------------------------
