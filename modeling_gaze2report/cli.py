@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from . import task_commands
+from . import register_auto_classes, task_commands
 from .processing.errors import Gaze2ReportError, InputError
 
 NOTICE = "Research software. Not for clinical use."
+# They start at once: transformers and PyTorch take seconds to import.
+COMMANDS_WITHOUT_MODELS = ("gaze", "label", "score")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -24,6 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(arguments)
     try:
+        if args.command not in COMMANDS_WITHOUT_MODELS:
+            register_auto_classes()
         return args.run(args)
     except Gaze2ReportError as error:
         if args.debug:
@@ -50,13 +54,14 @@ def build_parser() -> argparse.ArgumentParser:
         description=f"Chest X-ray reports you can check: where the model looked, in which order. {NOTICE}",
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
     register_report(subparsers)
     register_scanpath(subparsers)
     task_commands.register(subparsers)
     register_assemble(subparsers)
     register_train(subparsers)
     register_evaluate(subparsers)
+    from . import benchmark
     from .hub_space import commands as hub_commands
     from .processing.datasets import commands as dataset_commands
     from .processing.metrics import commands as metric_commands
@@ -64,6 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     dataset_commands.register(subparsers)
     metric_commands.register(subparsers)
     hub_commands.register(subparsers)
+    benchmark.register(subparsers)
     for command in set(subparsers.choices.values()):
         command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
