@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 
 from .running_space import PHANTOM, running_space
@@ -332,7 +333,10 @@ def test_who_waits_sees_the_place_in_the_queue(open_page, space):
     upload(page, PHANTOM)
     others = threading.Thread(target=crowd, args=(space.url, 12, 12, 0, PHANTOM))
     others.start()
-    time.sleep(1)
+    waiting = space.url + "/gradio_api/queue/status"
+    deadline = time.monotonic() + 60
+    while httpx.get(waiting, timeout=60).json()["queue_size"] < 4 and time.monotonic() < deadline:
+        time.sleep(0.05)
 
     page.click("#write")
 
