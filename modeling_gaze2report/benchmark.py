@@ -37,8 +37,7 @@ class Preset:
         device, dtype: where and in what the models run; gaze parts stay in float32.
         vision, text: class names in transformers and arguments of their configurations.
         gaze_width: width of the scanpath model and of the graph, a third of the vision tower's as in the defaults.
-        image_sizes: sides of the films in pixels for 196, 784 and 1,369 patches; the one of the reports comes first.
-        patch_size: side of a patch in pixels.
+        image_size, patch_size: sides of the square film and of a patch, in pixels.
     """
 
     description: str
@@ -274,7 +273,6 @@ def make_report_model(preset: Preset):
     torch.manual_seed(0)
     with torch.device(preset.device):
         model = Gaze2ReportForConditionalGeneration(config).eval()
-    model.model.scanpath.requires_grad_(True)
     dtype = getattr(torch, preset.dtype)
     for part in (model.model.vision_tower, model.model.language_model, model.model.projector, model.lm_head):
         part.to(dtype)
@@ -666,7 +664,7 @@ class Benchmark:
                 )
                 row = compared("growth", f"graph + scanpath, {words}", "the vision tower", gaze, timings["tower"], 0.25)
                 rows.append(row)
-                shares.append(row.processor_ratio if self.preset.device == "cpu" else row.ratio)
+                shares.append(row.ratio)
                 point = {name: 1e3 * statistics.median(timing.wall) for name, timing in timings.items()}
                 self.growth_points.append({"axis": axis, **sizes, **point, "share": row.ratio})
             growing = Row(

@@ -239,11 +239,12 @@ class Gaze2ReportScanpathDecoderLayer(GradientCheckpointingLayer):
         memory_values: torch.Tensor,
         past: tuple[torch.Tensor, torch.Tensor] | None = None,
         step: torch.Tensor | None = None,
+        until_now: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Whole sequence (`past` is None: causal attention) or its position `step` alone, given the earlier ones.
 
         Shapes: states (B * S, L, D); memory keys and values (B, H, P, D / H); past, a pair of (B * S, H, N, D / H) that
-        this call writes its own position into; step (1,) long.
+        this call writes its own position into; step (1,) long; until_now (1, 1, 1, N), true up to it.
         """
         normed = self.self_attention_norm(states)
         keys, values = self.self_attention.keys_values(normed)
@@ -251,8 +252,7 @@ class Gaze2ReportScanpathDecoderLayer(GradientCheckpointingLayer):
             attended = self.self_attention(normed, keys, values, is_causal=True)
         else:
             keys, values = (whole.index_copy_(2, step, one) for whole, one in zip(past, (keys, values), strict=True))
-            earlier = (torch.arange(keys.shape[2], device=keys.device) <= step).view(1, 1, 1, -1)
-            attended = self.self_attention(normed, keys, values, mask=earlier)
+            attended = self.self_attention(normed, keys, values, mask=until_now)
         states = states + self.dropout(attended)
         normed = self.cross_attention_norm(states)
         states = states + self.dropout(self.cross_attention(normed, memory_keys, memory_values))
@@ -579,7 +579,10 @@ class Gaze2ReportScanpathModel(Gaze2ReportScanpathPreTrainedModel):
         return ScanpathMemory(
             features=features,
             memory=memory,
-            memory_keys_values=self.memory_keys_values(memory),
+            # Read at every step: in the order of reading, they take a quarter less of each attention's time.
+            memory_keys_values=[
+                (keys.contiguous(), values.contiguous()) for keys, values in self.memory_keys_values(memory)
+            ],
             location_keys=self.location_key(memory),
             beside_film=None if cells is None else ~cells.unsqueeze(1),
             film_cells=cells,
@@ -628,15 +631,16 @@ class Gaze2ReportScanpathModel(Gaze2ReportScanpathPreTrainedModel):
         """
         config = self.config
         states = state.token if prefix is None else prefix
+        until_now = (torch.arange(config.max_fixations, device=step.device) <= step).view(1, 1, 1, -1)
         for layer, (keys, values), past in zip(self.layers, film.memory_keys_values, state.past, strict=True):
-            states = layer(states, keys, values, past if prefix is None else None, step)
+            states = layer(states, keys, values, past if prefix is None else None, step, until_now)
         hidden = self.norm(states[:, -1]).unflatten(0, state.going.shape)  # (B, S, D)
 
         stop_logits = self.stop_logits(hidden, step)  # (B, S)
-        is_first = step == 0
-        log_survival = state.log_survival + torch.where(is_first, 0.0, F.logsigmoid(-stop_logits))
+        may_end = step > 0
+        log_survival = state.log_survival + F.logsigmoid(-stop_logits) * may_end
         if do_sample:
-            ends = (noise[0] < stop_logits.sigmoid()) & ~is_first
+            ends = (noise[0] < stop_logits.sigmoid()) & may_end
         else:
             ends = (log_survival < math.log(0.5)) & (step >= config.min_fixations)
         going = state.going & ~ends
@@ -669,9 +673,7 @@ class Gaze2ReportScanpathModel(Gaze2ReportScanpathPreTrainedModel):
             mixture=torch.stack(mixture),
             cell_log_prob=log_probs.gather(-1, cell.unsqueeze(-1)).squeeze(-1),
             # Of a reading that went on until here: whether it ended now.
-            stop_log_prob=torch.where(
-                is_first | ~state.going, 0.0, F.logsigmoid(torch.where(ends, stop_logits, -stop_logits))
-            ),
+            stop_log_prob=F.logsigmoid(torch.where(ends, stop_logits, -stop_logits)) * (state.going & may_end),
             going=going,
         )
         return outcome, ScanpathState(
