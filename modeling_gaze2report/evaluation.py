@@ -12,7 +12,7 @@ from transformers import set_seed
 
 from .inference import Reader, generate_reports, load_reader
 from .processing.datasets.reading import load_split
-from .processing.errors import InputError
+from .processing.errors import DataError, InputError
 from .processing.image_processing_gaze2report import load_film
 from .processing.metrics.controls import GAZE_SOURCES
 from .processing.metrics.evaluation import (
@@ -99,6 +99,7 @@ def evaluate_model(args: Namespace) -> str:
     results.comparisons["the same predictions for other films (chance)"] = against_chance(
         predictions[args.gaze_source], list(records), results.protocol
     )
+    results.settings |= {"data": data_name(args.data), "data_folder": Path(args.data).name, "split": args.split}
     if args.tasks:
         add_tasks(results, predictor.reader, list(records), predictions[args.gaze_source], args)
     title = f"{predictor.reader.name} on {Path(args.data).name}, {args.split}"
@@ -106,11 +107,45 @@ def evaluate_model(args: Namespace) -> str:
     return (Path(args.out) / "metrics.md").read_text(encoding="utf-8")
 
 
+def data_name(folder: str | Path) -> str:
+    """What a prepared data set is called in results: its source, a generated one with what generated it; the folder's
+    name where nothing tells the source.
+
+    Raises:
+        DataError: `dataset.json` cannot be read.
+    """
+    file = Path(folder) / "dataset.json"
+    if not file.is_file():
+        return Path(folder).name
+    try:
+        about = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: it cannot be read as JSON: {error}") from error
+    source = about.get("source") or Path(folder).name
+    if source == "folder":
+        return Path(folder).name
+    if source != "phantom":
+        return source
+    return f"phantom ({', '.join(f'{name} {value}' for name, value in about.get('settings', {}).items())})"
+
+
+def training_answers(folder: str | Path, split: str) -> list[tuple[str, str]]:
+    """Questions and answers of the training split that belongs to an evaluated one; none where it is missing or is the
+    evaluated one."""
+    if split == "train":
+        return []
+    try:
+        records = load_split(folder, "train").select_columns(["questions"])
+    except DataError:
+        return []
+    return [(one["question"], one["answer"]) for row in records["questions"] for one in row or [] if one["answer"]]
+
+
 def add_tasks(
     results: Results, reader: Reader, records: list[dict], predictions: list[Prediction], args: Namespace
 ) -> None:
     """Add the scores of every task, compare the strategies with the plain report, and write `tasks.jsonl`."""
-    from .task_evaluation import TaskEvaluation
+    from .task_evaluation import NEEDS, TaskEvaluation
 
     tasks = TaskEvaluation(
         reader,
@@ -118,8 +153,10 @@ def add_tasks(
         "none" if args.gaze_source == "none" else "predicted",
         args.batch_size,
         args.seed,
+        known_answers=training_answers(args.data, args.split),
         progress=lambda batches: tqdm(batches, disable=None, unit="batch"),
     ).run()
+    results.unavailable |= {name: f"needs {what}" for name, what in NEEDS.items() if name not in tasks.metrics}
     patients = [str(record["patient_id"]) for record in records]
     labels = [[np.nan if one is None else one for one in record["labels"] or [None] * 14] for record in records]
     probabilities = [prediction.finding_probabilities for prediction in predictions]

@@ -34,6 +34,20 @@ from .training.tasks import asserted_findings, boxes_of, make_example
 
 # Reports beside the plain one. The template writer shares its findings with the structured strategy.
 REPORT_TASKS = ("grounded", "structured", "template", "reading")
+# What records must hold for a metric to be there.
+NEEDS = {
+    "region_miou": "boxes of regions",
+    "grounded_miou": "boxes of findings",
+    "reading_order_pairs": "reports by the model that name two findings which its gaze met one after the other",
+    **{f"{task}_chexpert_rules_{kind}_f1_14": "reports" for task in REPORT_TASKS for kind in ("micro", "macro")},
+    **dict.fromkeys(("answer_accuracy", "answer_token_f1"), "questions with answers"),
+    "answer_accuracy_blind": "questions, also in a training split beside the evaluated one",
+    **{f"ground_{name}": "boxes of findings" for name in ("miou", "hit_rate_iou_30", "hit_rate_iou_50")},
+    "ground_absent_accuracy": "findings labelled as absent",
+    "describe_accuracy": "boxes of findings",
+    "observe_miou": "sentences with times, and fixations with onsets",
+    **dict.fromkeys(("order_pairs", "order_exact", "order_exact_chance"), "fixations with onsets"),
+}
 
 
 @dataclass
@@ -60,6 +74,8 @@ class TaskEvaluation:
         gaze_source: `"predicted"` or `"none"`; of the tasks that do not show gaze of their own.
         batch_size: films at once.
         seed: of what is drawn (absent findings, shuffled gaze).
+        known_answers: questions and answers of other films, of which the commonest are right without a look at the film
+            as often as `answer_accuracy_blind` says; left out without any.
         progress: wraps the batches of a task, for a progress bar.
     """
 
@@ -70,10 +86,12 @@ class TaskEvaluation:
         gaze_source: str = "predicted",
         batch_size: int = 16,
         seed: int = 0,
+        known_answers: Sequence[tuple[str, str]] = (),
         progress: Callable[[Iterable], Iterable] = lambda batches: batches,
     ):
         self.reader, self.records, self.gaze_source = reader, list(records), gaze_source
         self.batch_size, self.seed, self.progress = batch_size, seed, progress
+        self.known_answers = known_answers
         self.results = TaskResults()
 
     def run(self) -> TaskResults:
@@ -183,8 +201,10 @@ class TaskEvaluation:
             self.line(index, "ask", question, prediction, answer)
         owner, questions, answers = zip(*items, strict=True)
         self.add(answer_statistics(said, [[answer] for answer in answers]), owner)
-        blind = answer_statistics(blind_answers(questions, answers), [[answer] for answer in answers])
-        self.add({"answer_accuracy_blind": blind["answer_accuracy"]}, owner)
+        if self.known_answers:
+            blind = blind_answers(questions, self.known_answers)
+            accuracy = answer_statistics(blind, [[answer] for answer in answers])["answer_accuracy"]
+            self.add({"answer_accuracy_blind": accuracy}, owner)
 
     def phrases(self) -> None:
         generator = np.random.default_rng(self.seed)
@@ -328,12 +348,17 @@ def first_look(observation, name: str) -> int | None:
     return int(inside[0]) if len(inside) else None
 
 
-def blind_answers(questions: Sequence[str], answers: Sequence[str]) -> list[str]:
-    """The commonest answer of these data to each question: what is right without a look at the film."""
-    kinds = defaultdict(Counter)
-    for question, answer in zip(questions, answers, strict=True):
-        kinds[normalise_answer(question)][answer] += 1
-    return [kinds[normalise_answer(question)].most_common(1)[0][0] for question in questions]
+def blind_answers(questions: Sequence[str], known: Sequence[tuple[str, str]]) -> list[str]:
+    """The commonest of the known answers to each question; to a question that is not among them, the commonest of all.
+
+    Args:
+        known: questions and answers of other films; at least one.
+    """
+    of_question, of_all = defaultdict(Counter), Counter()
+    for question, answer in known:
+        of_question[normalise_answer(question)][answer] += 1
+        of_all[answer] += 1
+    return [of_question.get(normalise_answer(question), of_all).most_common(1)[0][0] for question in questions]
 
 
 def pairs_in_order(said: list[int] | None, true: list[int]) -> float:
@@ -345,4 +370,4 @@ def pairs_in_order(said: list[int] | None, true: list[int]) -> float:
     return float(np.mean([place[a] < place[b] for a, b in pairs]))
 
 
-__all__ = ["REPORT_TASKS", "TaskEvaluation", "TaskResults"]
+__all__ = ["NEEDS", "REPORT_TASKS", "TaskEvaluation", "TaskResults"]

@@ -220,8 +220,8 @@ def metrics_table(path: str | Path) -> str:
     """One evaluation as a table, with the command that prints it."""
     values = read_json(Path(path))
     settings = values.get("settings", {})
-    data = Path(settings.get("data") or "DIR").name
-    place = f"{data}, " if settings.get("data") else ""
+    place = f"{Path(settings['data']).name}, " if settings.get("data") else ""
+    folder = settings.get("data_folder") or "DIR"
     words = f"{values['n']} films"
     if settings.get("gaze_source"):
         words += f", gaze {settings['gaze_source']}"
@@ -229,7 +229,7 @@ def metrics_table(path: str | Path) -> str:
     lines = [
         f"On {place}{split} ({words}, protocol {values.get('protocol')}); brackets are 95 % intervals. Printed by",
         "",
-        f"```bash\ngaze2report evaluate --data {data} --split {split} --out results\n```",
+        f"```bash\ngaze2report evaluate --data {folder} --split {split} --out results\n```",
         "",
         "| Metric | Value |",
         "|:--|--:|",
