@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from . import __version__
 from .configuration_gaze2report import Gaze2ReportConfig
+from .hub_space.loading_check import loading_faults
 from .modeling_gaze2report import RECORDED_GAZE, Gaze2ReportForConditionalGeneration, Gaze2ReportImageFeatures
 from .processing.anatomy import REGION_NAMES
 from .processing.errors import InputError, ModelError
@@ -94,16 +95,15 @@ def load_reader(name: str | None, device: str = "auto", dtype: str = "auto", off
         if isinstance(error, ModelError):
             raise
         raise ModelError(f"{name}: the model cannot be loaded: {first_line(error)}") from error
-    # New tokens of an adapter, in a tied head: they are the embedding's own, which is loaded.
-    report["missing_keys"] = [key for key in report["missing_keys"] if not key.startswith("lm_head.token_adapter.")]
+    found = loading_faults(report)
     faults = [
-        f"{len(report[key])} {words} ({', '.join(sorted(map(str, report[key]))[:3])})"
+        f"{len(found[key])} {words} ({', '.join(found[key][:3])})"
         for key, words in {
             "missing_keys": "weights are missing",
             "unexpected_keys": "weights belong to no part of the model",
             "mismatched_keys": "weights have another shape",
         }.items()
-        if report[key]
+        if key in found
     ]
     if faults:
         raise ModelError(f"{name}: the checkpoint does not fit the model: {'; '.join(faults)}. Export it again.")
