@@ -792,6 +792,18 @@ def film_files(grey, folder: Path) -> dict[str, Path]:
     return files
 
 
+# A program's peak counts from its parent's size at the start: a small one starts it.
+LAUNCHER = """
+import os, sys, time
+start = time.perf_counter()
+null = os.open(os.devnull, os.O_WRONLY)
+silent = [(os.POSIX_SPAWN_DUP2, null, stream) for stream in (1, 2)]
+child = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, file_actions=silent)
+_, status, usage = os.wait4(child, 0)
+print(os.waitstatus_to_exitcode(status), time.perf_counter() - start, usage.ru_maxrss)
+"""
+
+
 def run_program(command: list[str]) -> tuple[float, float]:
     """Seconds and peak resident bytes of a program.
 
@@ -800,14 +812,13 @@ def run_program(command: list[str]) -> tuple[float, float]:
     """
     import subprocess
 
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    seconds = time.perf_counter() - start
-    if process.returncode:
-        raise ModelError(f"`{' '.join(command)}` ended with status {process.returncode}.")
-    return seconds, usage.ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
+    launched = subprocess.run([sys.executable, "-I", "-S", "-c", LAUNCHER, *command], capture_output=True, text=True)
+    if launched.returncode:
+        raise ModelError(f"`{' '.join(command)}` cannot be started: {launched.stderr.strip().splitlines()[-1]}")
+    status, seconds, peak = launched.stdout.split()
+    if status != "0":
+        raise ModelError(f"`{' '.join(command)}` ended with status {status}.")
+    return float(seconds), float(peak) * (1 if platform.system() == "Darwin" else 1024)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import torch
 from modeling_gaze2report import benchmark
 from modeling_gaze2report.benchmark import Benchmark, Preset, Row
 from modeling_gaze2report.cli import main
+from modeling_gaze2report.processing.errors import ModelError
 
 TINY = Preset(
     description="two layers of everything",
@@ -79,6 +80,21 @@ def test_peak_memory_sees_what_a_call_holds_at_most():
     peak = benchmark.peak_memory(call, weights=1_000_000_000, device="cpu")
 
     assert 1.2e9 <= peak < 1.25e9
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no wait4")
+def test_peak_memory_of_a_program_is_its_own():
+    held = bytearray(b"x") * 300_000_000  # by this process, which starts it
+
+    seconds, peak = benchmark.run_program([sys.executable, "-S", "-c", "bytearray(100_000_000)"])
+
+    assert len(held) > 2 * peak > 200_000_000
+    assert seconds > 0
+
+
+def test_a_program_that_fails_is_named():
+    with pytest.raises(ModelError, match="ended with status 3"):
+        benchmark.run_program([sys.executable, "-S", "-c", "raise SystemExit(3)"])
 
 
 def test_shared_weights_count_once():
