@@ -39,7 +39,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_gaze2report import Gaze2ReportConfig
 from .modeling_fusion import Gaze2ReportFusionModel
-from .modeling_grid import expected_heat_map
+from .modeling_grid import expected_heat_map, without_autocast
 from .modeling_perception import Gaze2ReportFindings, Gaze2ReportPerceptionModel
 from .modeling_scanpath import Gaze2ReportScanpath, Gaze2ReportScanpathModel
 
@@ -290,6 +290,7 @@ class Gaze2ReportModel(Gaze2ReportPreTrainedModel):
         fixations = torch.where(is_predicted[:, None, None], predicted_fixations, fixations)
         return fixations, torch.where(is_predicted[:, None], predicted_mask, fixation_mask), gaze_source
 
+    @without_autocast
     def expected_heat_map(
         self,
         patches: torch.Tensor,

@@ -30,7 +30,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import auto_docstring
 
 from .configuration_gaze2report import Gaze2ReportPerceptionConfig
-from .modeling_grid import Gaze2ReportGridCentres, restore_grid_buffers
+from .modeling_grid import Gaze2ReportGridCentres, restore_grid_buffers, without_autocast
 
 
 @auto_docstring(
@@ -130,6 +130,7 @@ class Gaze2ReportPerceptionModel(Gaze2ReportPerceptionPreTrainedModel):
         self.logit_scale = nn.Parameter(torch.empty(()))
         self.post_init()
 
+    @without_autocast
     @auto_docstring(custom_intro="Read findings, regions and the image embedding off the fused film.")
     def forward(self, patch_states: torch.Tensor, global_state: torch.Tensor) -> Gaze2ReportFindings:
         r"""

@@ -51,6 +51,7 @@ from .modeling_grid import (
     heat_map,
     restore_grid_buffers,
     sample_patches,
+    without_autocast,
 )
 
 # The numbers on an edge from source j to target i, in this order. The first five are differences of node attributes
@@ -394,6 +395,7 @@ class Gaze2ReportFusionModel(Gaze2ReportFusionPreTrainedModel):
         self.region_pooling = Gaze2ReportRegionPooling(config)
         self.post_init()
 
+    @without_autocast
     @auto_docstring(
         custom_intro="""
         Fuse. A film without fixations is fused as if its graph had no fixation nodes. Raises ValueError for more than

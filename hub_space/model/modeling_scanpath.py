@@ -48,6 +48,7 @@ from .modeling_grid import (
     fixation_kernel,
     restore_grid_buffers,
     sample_patches,
+    without_autocast,
 )
 
 # Where the duration mixture starts: a median of 0.28 s. Fixations on chest films last about that long.
@@ -425,6 +426,7 @@ class Gaze2ReportScanpathModel(Gaze2ReportScanpathPreTrainedModel):
         left, top, right, bottom = (side.unsqueeze(1) for side in film_boxes.to(centres.dtype).unbind(-1))
         return (x + half > left) & (x - half < right) & (y + half > top) & (y - half < bottom)
 
+    @without_autocast
     @auto_docstring(
         custom_intro="""
         Score given fixations, each in the light of those before it. Raises ValueError for more than `max_fixations`.
@@ -502,6 +504,7 @@ class Gaze2ReportScanpathModel(Gaze2ReportScanpathPreTrainedModel):
         """Top left corner of a cell, in cells. Shapes: (...) -> (..., 2)."""
         return torch.stack((cell % self.config.grid_size, cell // self.config.grid_size), dim=-1).float()
 
+    @without_autocast
     @without_dropout
     @torch.no_grad()
     def predict(
