@@ -67,36 +67,46 @@ class RecordDataset(Dataset):
 
 
 class RecordStream(IterableDataset):
-    """Records as they are read, shuffled within a buffer; images are decoded by whoever makes the batch.
+    """Records as they are read, shuffled within a buffer, pass after pass without an end.
+
+    Images are decoded by whoever makes the batch.
 
     Args:
         stream: `datasets.IterableDataset`.
         columns: the record's columns that have other names in `stream`.
         seed: of the order; `None` to keep it.
+
+    Attributes:
+        total: records that the training will take, of which each record's progress is a share.
     """
 
     def __init__(self, stream, columns: dict[str, str] | None = None, seed: int | None = None):
         self.stream = stream
         self.columns = columns or {}
         self.seed = seed
-        self.epoch = 0
         self.total = 1
 
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
     def __iter__(self) -> Iterator[dict]:
+        worker = torch.utils.data.get_worker_info()
+        first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for place, (epoch, record) in enumerate(itertools.islice(self.passes(), first, None, step)):
+            index = record.pop("index")
+            drawn = {"epoch": epoch, "progress": min(1.0, (first + place * step) / self.total), "index": index}
+            yield canonical(record, self.columns, f"record {index}") | drawn
+
+    def passes(self) -> Iterator[tuple[int, dict]]:
+        """Each record of each pass with the number of the pass; ends only where there is no record."""
         stream = self.stream.map(add_index, with_indices=True)
         if self.seed is not None:
             stream = stream.shuffle(seed=self.seed, buffer_size=SHUFFLE_BUFFER)
-            stream.set_epoch(self.epoch)
-        worker = torch.utils.data.get_worker_info()
-        if worker is not None:
-            stream = itertools.islice(stream, worker.id, None, worker.num_workers)
-        for record in stream:
-            index = record.pop("index")
-            drawn = {"epoch": self.epoch, "progress": min(1.0, self.epoch + index / self.total), "index": index}
-            yield canonical(record, self.columns, f"record {index}") | drawn
+        for epoch in itertools.count():
+            stream.set_epoch(epoch)
+            is_empty = True
+            for record in stream:
+                is_empty = False
+                yield epoch, record
+            if is_empty:
+                return
 
 
 def add_index(record: dict, index: int) -> dict:

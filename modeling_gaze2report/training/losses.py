@@ -34,13 +34,12 @@ def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(widened(logits), targets, reduction="none")
 
 
-def report_loss(logits: torch.Tensor, targets: torch.Tensor, count: torch.Tensor | None = None) -> torch.Tensor:
-    """Mean of [`token_losses`] over the tokens of the step.
+def report_loss(values: torch.Tensor, count: torch.Tensor | None = None) -> torch.Tensor:
+    """Cross-entropy of reports and answers: the mean of their [`token_losses`]. `count` is of tokens.
 
-    Shapes: logits (N, V), targets (N,) -> ().
+    Shapes: values (N,) -> ().
     """
-    values = token_losses(logits, targets)
-    return masked_mean(values, torch.ones_like(targets, dtype=torch.bool), count)
+    return masked_mean(values, torch.ones_like(values, dtype=torch.bool), count)
 
 
 def scanpath_loss(

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
 from ..inference import Reader, read_films
 from ..processing.errors import DataError, InputError, RecipeError
@@ -461,8 +461,12 @@ def number_of_steps(trainer: Trainer) -> int:
     args = trainer.args
     if args.max_steps > 0:
         return args.max_steps
-    batches = math.ceil(len(trainer.train_dataset) / (args.per_device_train_batch_size * args.world_size))
-    return math.ceil(math.ceil(batches / args.gradient_accumulation_steps) * args.num_train_epochs)
+    return math.ceil(steps_per_epoch(args, len(trainer.train_dataset)) * args.num_train_epochs)
+
+
+def steps_per_epoch(args: TrainingArguments, num_records: int) -> int:
+    batches = math.ceil(num_records / (args.per_device_train_batch_size * args.world_size))
+    return math.ceil(batches / args.gradient_accumulation_steps)
 
 
 def in_bytes(size: float) -> str:
@@ -479,4 +483,5 @@ __all__ = [
     "draw_curves",
     "estimate",
     "read_log",
+    "steps_per_epoch",
 ]

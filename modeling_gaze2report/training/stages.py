@@ -25,6 +25,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import Dataset, IterableDataset
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.utils.generic import maybe_autocast
 
 from ..hub_space.export import check_target, export_model
 from ..modeling_gaze2report import Gaze2ReportForConditionalGeneration
@@ -49,12 +50,12 @@ from .losses import (
     finding_targets,
     findings_loss,
     gaze_attention_loss,
-    masked_mean,
+    report_loss,
     scanpath_loss,
     scanpath_map_loss,
     token_losses,
 )
-from .progress import SamplesCallback, attach, estimate
+from .progress import SamplesCallback, attach, estimate, steps_per_epoch
 from .recipe import PARTS, Recipe, StageRecipe, recipe_values
 from .tasks import TASKS, tokenizer_texts
 
@@ -171,8 +172,25 @@ class LossModel(nn.Module):
         else:
             patches = model.model.get_patch_features(images["pixel_values"]).last_hidden_state
         if weights.report:
-            losses["report"], by_task = self.report(batch, features, counts["report"])
-            metrics |= by_task
+            losses["report"], metrics = self.report(batch, features, counts["report"])
+        text_states = self.text_states(batch) if weights.contrast else None
+        # Coordinates and likelihoods do not survive half precision.
+        with maybe_autocast(device_type=patches.device.type, enabled=False):
+            gaze_losses, gaze_metrics = self.gaze_losses(batch, features, patches, counts)
+            losses |= gaze_losses
+            metrics |= gaze_metrics
+            if weights.contrast:
+                losses["contrast"] = self.contrast(batch, features, text_states, counts["contrast"])
+        return losses, metrics, features.findings.logits.detach() if weights.findings else None
+
+    def gaze_losses(self, batch: dict, features, patches: torch.Tensor, counts: dict) -> tuple[dict, dict]:
+        """Losses of the scanpath model, the findings, their boxes and the readout; further (sum, count) to be logged.
+
+        Args:
+            features: of the images; `None` where no loss needs the fusion.
+            patches: (B, P, C) of the vision tower.
+        """
+        weights, model, losses, metrics = self.stage.losses, self.core, {}, {}
         if weights.scanpath or weights.scanpath_map:
             fixations, mask = batch["recorded_fixations"], batch["recorded_mask"]
             scores = model.model.scanpath(
@@ -180,7 +198,7 @@ class LossModel(nn.Module):
             )
             if weights.scanpath:
                 losses["scanpath"] = scanpath_loss(scores.log_likelihood, mask, counts["scanpath"])
-                metrics |= self.centre_bias_gain(scores.location_log_likelihood.detach(), fixations, mask)
+                metrics = self.centre_bias_gain(scores.location_log_likelihood.detach(), fixations, mask)
             if weights.scanpath_map:
                 losses["scanpath_map"] = scanpath_map_loss(
                     scores.location_log_probs,
@@ -211,9 +229,7 @@ class LossModel(nn.Module):
                 batch["trust"],
                 counts["gaze_attention"],
             )
-        if weights.contrast:
-            losses["contrast"] = self.contrast(batch, features, counts["contrast"])
-        return losses, metrics, features.findings.logits.detach() if weights.findings else None
+        return losses, metrics
 
     def report(self, batch: dict, features, count: torch.Tensor):
         """Cross-entropy of the answers, and of each task's alone where there are several tasks."""
@@ -233,12 +249,15 @@ class LossModel(nn.Module):
             for name in self.stage.tasks:
                 mine = task == TASKS.index(name)
                 metrics[f"report_{name}"] = ((values.detach() * mine).sum(), mine.sum())
-        return masked_mean(values, torch.ones_like(values, dtype=torch.bool), count), metrics
+        return report_loss(values, count), metrics
 
-    def contrast(self, batch: dict, features, count: torch.Tensor) -> torch.Tensor:
-        states = self.core.model.language_model(
+    def text_states(self, batch: dict) -> torch.Tensor:
+        """The language model's states over the reports alone, (B, L, d)."""
+        return self.core.model.language_model(
             input_ids=batch["text_ids"], attention_mask=batch["text_mask"], use_cache=False
         ).last_hidden_state
+
+    def contrast(self, batch: dict, features, states: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
         perception = self.core.model.perception
         one = torch.eye(1, perception.config.projection_dim, device=states.device)
         return contrast_loss(
@@ -305,7 +324,10 @@ class StageTrainer(Trainer):
         self.sums = {True: self.no_sums(), False: self.no_sums()}  # while training, while evaluating
         self.is_writing = False
         if not isinstance(self.train_dataset, IterableDataset):
-            self.order = EpochSampler(len(self.train_dataset), self.args.num_train_epochs, self.args.seed)
+            length, epochs = len(self.train_dataset), self.args.num_train_epochs
+            if self.args.max_steps > 0:
+                epochs = self.args.max_steps / steps_per_epoch(self.args, length)
+            self.order = EpochSampler(length, epochs, self.args.seed)
             self.add_callback(EpochCallback(self.order))
 
     def no_sums(self) -> dict[str, list]:
@@ -854,8 +876,6 @@ def run_stage(
     learning = sum(one.numel() for one in model.parameters() if one.requires_grad) / 1e6
     say(f"stage {stage.name}: {learning:.2f} million parameters learn")
     is_stream = isinstance(train, IterableDataset)
-    if is_stream:
-        train.total = stage.max_steps * stage.batch_size * stage.gradient_accumulation_steps
     sigma = config.fusion_config.heat_map_sigma
     collator = ReportCollator(
         processor,
@@ -886,6 +906,9 @@ def run_stage(
         data_collator=collator,
         compute_metrics=finding_metrics if stage.losses.findings else None,
     )
+    if is_stream:
+        per_step = stage.batch_size * stage.gradient_accumulation_steps * trainer.args.world_size
+        train.total = stage.max_steps * per_step
     attach(trainer, recipe, stage, processor, validation, records_folder(recipe))
     if not stage.losses.report:
         trainer.remove_callback(SamplesCallback)  # a language model that does not learn to write has nothing to show
@@ -894,6 +917,7 @@ def run_stage(
         say(estimate(trainer))
     if checkpoint is not None:
         say(f"stage {stage.name}: continuing from {checkpoint.name}")
+        trainer.args.eval_on_start = False  # it was evaluated before its first step
     start = time.monotonic()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     history = trainer.state.log_history

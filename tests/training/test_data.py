@@ -1,5 +1,7 @@
 """Training batches: prompt as at inference, labels on the report alone, targets in the square."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from PIL import Image
 
 from modeling_gaze2report.processing.anatomy import REGION_NAMES
 from modeling_gaze2report.processing.report_labels import FINDINGS
-from modeling_gaze2report.training.data import IGNORED, ReportCollator
+from modeling_gaze2report.training.data import IGNORED, RecordStream, ReportCollator
 
 from ..tiny_export import NUM_VISUAL_GAZE_TOKENS, build_tiny_model
 
@@ -129,3 +131,20 @@ def test_the_shares_are_met_on_average(processor):
     # Four standard deviations of a share of 2,000 draws are at most 4.5 %.
     for source, share in {"recorded": 0.5, "predicted": 0.3, "none": 0.2}.items():
         assert drawn.count(source) / 2000 == pytest.approx(share, abs=0.045)
+
+
+def test_a_stream_goes_on_pass_after_pass_and_knows_how_far_it_is():
+    from datasets import Dataset
+
+    rows = Dataset.from_dict({"image_id": [f"film {number}" for number in range(5)], "image": [None] * 5})
+    stream = RecordStream(rows.to_iterable_dataset(), seed=3)
+    stream.total = 10
+
+    records = list(itertools.islice(stream, 10))
+
+    assert [record["epoch"] for record in records] == [0] * 5 + [1] * 5
+    assert [record["progress"] for record in records] == pytest.approx([number / 10 for number in range(10)])
+    for one_pass in (records[:5], records[5:]):
+        assert sorted(record["index"] for record in one_pass) == list(range(5))
+        assert all(record["image_id"] == f"film {record['index']}" for record in one_pass)
+    assert list(RecordStream(rows.select([]).to_iterable_dataset())) == []

@@ -14,6 +14,7 @@ from modeling_gaze2report.training.losses import (
     report_loss,
     scanpath_loss,
     scanpath_map_loss,
+    token_losses,
 )
 
 NAN = float("nan")
@@ -157,7 +158,7 @@ def test_uncertain_findings_by_policy(uncertain, expected):
 def test_report_loss_is_the_mean_over_tokens():
     logits = torch.tensor([[0.0, math.log(3)], [0.0, 0.0]])  # p(1) = 3/4, then even
 
-    loss = report_loss(logits, torch.tensor([1, 0]))
+    loss = report_loss(token_losses(logits, torch.tensor([1, 0])))
 
     assert loss.item() == pytest.approx((math.log(4 / 3) + math.log(2)) / 2, rel=1e-6)
 
@@ -223,7 +224,7 @@ def test_films_without_a_text_are_neither_pair_nor_negative():
 @pytest.mark.parametrize(
     "loss",
     [
-        lambda x: report_loss(x.view(1, 4)[:0], torch.zeros(0, dtype=torch.long)),
+        lambda x: report_loss(token_losses(x.view(1, 4)[:0], torch.zeros(0, dtype=torch.long))),
         lambda x: scanpath_loss(x.view(1, 4), torch.zeros(1, 4, dtype=torch.bool)),
         lambda x: findings_loss(x.view(1, 4), torch.full((1, 4), NAN)),
         lambda x: box_loss(x.view(1, 4), torch.full((1, 4), NAN), torch.tensor([False])),
@@ -257,7 +258,7 @@ TARGET_BOXES = torch.tensor([[0.2, 0.25, 0.6, 0.7], [0.15, 0.35, 0.8, 0.95]], dt
 FIXATIONS = torch.tensor([[[0.25, 0.25, 0.2], [0.75, 0.75, 0.6]]], dtype=torch.float64)
 BOTH = torch.tensor([True, True])
 GRADIENTS = {
-    "report": lambda x: report_loss(x.view(2, 4), torch.tensor([1, 3])),
+    "report": lambda x: report_loss(token_losses(x.view(2, 4), torch.tensor([1, 3]))),
     "scanpath": lambda x: scanpath_loss(x.view(2, 4), torch.tensor([[True, True, False, False], [True] * 4])),
     "scanpath_map": lambda x: scanpath_map_loss(
         x.view(1, 2, 4).log_softmax(-1), FIXATIONS, torch.tensor([[True, True]]), HEAT[:1], 0.3

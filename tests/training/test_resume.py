@@ -12,6 +12,7 @@ import pytest
 
 from modeling_gaze2report.processing.errors import InputError, RecipeError
 from modeling_gaze2report.training import stages
+from modeling_gaze2report.training.progress import read_log
 from modeling_gaze2report.training.recipe import load_recipe
 from modeling_gaze2report.training.stages import MANIFEST, WRITING, is_whole, last_checkpoint, run
 
@@ -25,6 +26,8 @@ SHORT = [
     "data.max_validation_records=2",
 ]
 FIRST, LAST = "0-perception", "2-report"
+# Seconds that a run may take on a busy machine.
+PATIENCE = 500
 
 
 def train(data, output, *overrides):
@@ -33,6 +36,19 @@ def train(data, output, *overrides):
 
 def weights(output):
     return (Path(output) / "model.safetensors").read_bytes()
+
+
+def evaluations(output):
+    """The log's lines of the validation data, without their times."""
+    lines = [line for line in read_log(output.with_name("model-records") / "training_log.jsonl") if "eval_loss" in line]
+    times = (
+        "seconds",
+        "eval_runtime",
+        "eval_samples_per_second",
+        "eval_steps_per_second",
+        "eval_model_preparation_time",
+    )
+    return [{name: value for name, value in line.items() if name not in times} for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -53,33 +69,39 @@ def uninterrupted(data, processes, tmp_path_factory):
     output = tmp_path_factory.mktemp("whole") / "model"
     process = processes.Process(target=train, args=(data, output))
     process.start()
-    process.join(timeout=300)
+    process.join(timeout=PATIENCE)
     assert process.exitcode == 0
-    return weights(output)
+    return output
 
 
-def wait_for(condition, process, seconds=300):
-    end = time.monotonic() + seconds
+def wait_for(condition, process):
+    end = time.monotonic() + PATIENCE
     while not condition():
         assert process.is_alive() and time.monotonic() < end, "the run ended before the moment to kill it"
         time.sleep(0.002)
 
 
-def test_killed_at_three_random_moments(data, processes, uninterrupted, tmp_path):
+@pytest.mark.timeout(3 * PATIENCE)
+def test_killed_again_and_again(data, processes, uninterrupted, tmp_path):
     output = tmp_path / "model"
     state = tmp_path / "model-checkpoints"
+    samples = tmp_path / "model-records" / "samples"
     chance = random.Random(0)
     moments = [
         lambda: last_checkpoint(state / FIRST) is not None,
         # While a checkpoint is being written.
         lambda: (state / FIRST / WRITING).is_dir() and last_checkpoint(state / FIRST) is not None,
         lambda: last_checkpoint(state / LAST) is not None,
+        # In an evaluation, between two sample reports.
+        lambda: any(samples.glob("report-000004/*.txt")),
+        # After the last step, while the findings are calibrated or the model is written.
+        lambda: is_whole(state / LAST / "final"),
     ]
     for place, moment in enumerate(moments):
         process = processes.Process(target=train, args=(data, output))
         process.start()
         wait_for(moment, process)
-        time.sleep(0 if place == 1 else chance.uniform(0, 0.3))
+        time.sleep(chance.uniform(0, 0.3) if place in (0, 2) else 0)
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         assert process.exitcode == -signal.SIGKILL
@@ -87,14 +109,15 @@ def test_killed_at_three_random_moments(data, processes, uninterrupted, tmp_path
 
     process = processes.Process(target=train, args=(data, output))
     process.start()
-    process.join(timeout=300)
+    process.join(timeout=PATIENCE)
 
     assert process.exitcode == 0
-    assert weights(output) == uninterrupted
+    assert weights(output) == weights(uninterrupted)
+    assert evaluations(output) == evaluations(uninterrupted)
     assert not state.exists()
 
 
-def test_a_full_disk_stops_with_the_last_checkpoint_whole(data, uninterrupted, tmp_path, monkeypatch):
+def test_a_full_disk_stops_with_the_last_checkpoint_whole(data, tmp_path, monkeypatch):
     output = tmp_path / "model"
     folder = tmp_path / "model-checkpoints" / FIRST
     written = []

@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 
+from modeling_gaze2report.modeling_grid import cell_of
 from modeling_gaze2report.processing.errors import ModelError
 from modeling_gaze2report.training.data import EpochSampler, ReportCollator
+from modeling_gaze2report.training.losses import scanpath_map_loss
 from modeling_gaze2report.training.recipe import PARTS, LossWeights, StageRecipe
 from modeling_gaze2report.training.stages import LossModel
 
@@ -154,6 +156,15 @@ def test_shares_of_gaze_move_along_a_line(tiny):
     assert sources == ["recorded", "predicted"]
 
 
+@pytest.mark.parametrize("length, epochs", [({"max_steps": 3}, 0.75), ({"max_steps": 8}, 2.0), ({"epochs": 3.0}, 3.0)])
+def test_the_shares_end_with_the_last_step(length, epochs, tmp_path):
+    stage = StageRecipe("step", ["perception"], LossWeights(findings=1.0), batch_size=2, **length)
+
+    trainer = make_trainer(tmp_path, stage, phantoms(range(8)), *build_tiny_model())
+
+    assert trainer.order.epochs == epochs
+
+
 # -- learning ---------------------------------------------------------------------------------------------------------
 
 
@@ -161,37 +172,47 @@ SENTENCES = (
     *("The lungs are clear.", "The heart is enlarged.", "Small left effusion.", "No pneumothorax."),
     *("Right lower opacity.", "Edema is seen.", "A rib is broken.", "The tube ends well."),
 )
-# A density has no floor of its own: from even guessing to knowing the cell and the duration of nearly every fixation.
-FLOORS = {
+# Every loss but one has its floor at zero, and eight records of one reader and one sentence each leave nothing that a
+# model could not know. (The expected map is made of whole cells: its floor is what moving each fixation to the middle
+# of its cell costs, and is added below.) A box whose sides are 1 % off and which shares 90 % of its hull with the true
+# one costs 0.25; of a nodule 6 % wide, half a per cent off at each side costs 0.6. A density has no floor: knowing the
+# cell of a fixation is worth log 64 against guessing, its duration within a tenth of itself more than 1.
+NEAR_THE_FLOOR = {
     "report": 0.1,
     "contrast": 0.1,
     "findings": 0.05,
-    "finding_boxes": 0.6,
-    "region_boxes": 1.1,
+    "finding_boxes": 0.5,
+    "region_boxes": 0.25,
     "gaze_attention": 0.1,
-    "scanpath_map": 0.15,
+    "scanpath_map": 0.05,
     "scanpath": -math.log(64) - 1,
 }
-
-
 GROUPS = {
-    "text": ("report", "contrast"),
-    "findings": ("findings", "finding_boxes", "region_boxes"),
-    "gaze": ("scanpath", "scanpath_map", "gaze_attention"),
+    "text": (("report", "contrast"), 200),
+    "findings": (("findings", "finding_boxes", "region_boxes"), 500),
+    "gaze": (("scanpath", "scanpath_map", "gaze_attention"), 200),
 }
 
 
-@pytest.mark.parametrize("names", GROUPS.values(), ids=GROUPS)
-def test_losses_get_near_their_floors_on_eight_records(names):
+def loss_of_the_map_of_the_right_cells(learner, batch):
+    config = learner.core.config
+    cells = cell_of(batch["recorded_fixations"][..., :2], config.grid_size)
+    certain = torch.nn.functional.one_hot(cells, config.grid_size**2).float().log()
+    heat, sigma = learner.recorded_heat(batch), config.fusion_config.heat_map_sigma
+    return scanpath_map_loss(certain, batch["recorded_fixations"], batch["recorded_mask"], heat, sigma).item()
+
+
+@pytest.mark.parametrize("names, steps", GROUPS.values(), ids=GROUPS)
+def test_losses_get_near_their_floors_on_eight_records(names, steps):
     model, processor = without_dropout()
     stage = StageRecipe("all", list(PARTS), LossWeights(**dict.fromkeys(names, 1.0)))
     records = phantoms(range(8))
     records = [records[index] | {"report": text} for index, text in enumerate(SENTENCES)]
     batch = ReportCollator(processor, recorded_gaze=1.0, predicted_gaze=0.0, with_text=True)(records)
     learner = LossModel(model, stage).train()
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
-    steps = 250
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 8e-3, total_steps=steps, pct_start=0.1)
+    # A box loss has a kink where it is lowest: only a rate that falls to zero comes to rest there.
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.5e-2, total_steps=steps, pct_start=0.1)
     for _ in range(steps):
         losses = learner(batch)[0]
         optimizer.zero_grad()
@@ -201,8 +222,9 @@ def test_losses_get_near_their_floors_on_eight_records(names):
         schedule.step()
 
     assert set(losses) == set(names)
+    floors = dict.fromkeys(names, 0.0) | {"scanpath_map": loss_of_the_map_of_the_right_cells(learner, batch)}
     for name, loss in losses.items():
-        assert loss.item() < FLOORS[name], losses
+        assert loss.item() < floors[name] + NEAR_THE_FLOOR[name], losses
 
 
 # -- what cannot be trained on ----------------------------------------------------------------------------------------
