@@ -14,6 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, GPT2Config,
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 import modeling_gaze2report  # noqa: F401 - importing it registers the model with the auto classes
+from modeling_gaze2report.hub_space import loading_check
 from modeling_gaze2report.inference import load_reader
 from modeling_gaze2report.processing.errors import InputError, ModelError, RecipeError
 from modeling_gaze2report.training import adapters
@@ -273,6 +274,32 @@ print(type(model).__module__.partition(".")[0], len(processor.batch_decode_repor
     )
 
     assert done.stdout.split() == ["transformers_modules", "1"], done.stderr[-3000:]
+
+
+def test_new_tokens_in_a_tied_head_are_no_fault(exported, tmp_path):
+    folder, _, _ = exported
+    film = loading_check.__file__.replace("loading_check.py", "examples/phantom.png")
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
+
+    done = subprocess.run(
+        [sys.executable, loading_check.__file__, str(folder), film],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+    assert set(json.loads(done.stdout)) == {"report"}, done.stderr[-3000:]
+
+
+def test_any_other_weight_that_is_missing_is_a_fault():
+    missing = ["model.fusion.norm.weight", "lm_head.token_adapter.trainable_tokens_delta.default"]
+
+    found = loading_check.loading_faults(
+        {"missing_keys": missing, "unexpected_keys": [], "mismatched_keys": [("a", 1)]}
+    )
+
+    assert found == {"missing_keys": ["model.fusion.norm.weight"], "mismatched_keys": ["('a', 1)"]}
 
 
 def test_the_base_can_be_named_as_it_will_be_on_the_hub(base, tmp_path):
