@@ -183,8 +183,9 @@ function sync(list, items, build) {
   while (list.children.length > rows.length) list.lastChild.remove();
 }
 function reacts(node, target) {
-  node.addEventListener("mouseenter", () => { passing = target; paint(); });
-  node.addEventListener("mouseleave", () => { passing = null; paint(); });
+  // A finger does not hover: what it touched stays lit, whatever the page moved under it.
+  node.addEventListener("pointerenter", (event) => { if (event.pointerType === "mouse") { passing = target; paint(); } });
+  node.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") { passing = null; paint(); } });
   node.addEventListener("focus", () => { passing = target; paint(); });
   node.addEventListener("blur", () => { passing = null; paint(); });
   const toggle = () => { pinned = pinned && same(pinned, target) ? null : target; paint(); };
