@@ -147,4 +147,4 @@ def test_a_stream_goes_on_pass_after_pass_and_knows_how_far_it_is():
     for one_pass in (records[:5], records[5:]):
         assert sorted(record["index"] for record in one_pass) == list(range(5))
         assert all(record["image_id"] == f"film {record['index']}" for record in one_pass)
-    assert list(RecordStream(rows.select([]).to_iterable_dataset())) == []
+    assert list(RecordStream(rows.to_iterable_dataset().filter(lambda record: False))) == []
