@@ -19,7 +19,12 @@ METRICS = {
     "schema": "gaze2report.metrics/1",
     "n": 278,
     "protocol": "raw",
-    "settings": {"data": "/home/somebody/phantoms-2026", "split": "test", "gaze_source": "predicted"},
+    "settings": {
+        "data": "phantom (num_films 900, seed 7)",
+        "data_folder": "phantoms-2026",
+        "split": "test",
+        "gaze_source": "predicted",
+    },
     "metrics": {"bleu_4": {"value": 0.0817, "ci95": [0.0733, 0.0904]}, "scanmatch": {"value": 0.2561, "ci95": None}},
     "comparisons": {},
     "unavailable": {"radgraph_f1": "no weights"},
@@ -100,6 +105,7 @@ def test_an_evaluation_is_a_table_and_a_model_index(run, tmp_path):
     card = card_of(run, [path])
 
     assert "| bleu_4 | 0.082 [0.073, 0.090] |" in card.text and "| scanmatch | 0.256 |" in card.text
+    assert "On phantom (num_films 900, seed 7), test (278 films, gaze predicted, protocol raw)" in card.text
     assert "gaze2report evaluate --data phantoms-2026 --split test" in card.text
     assert "Not computed: radgraph_f1." in card.text
     assert "have not been evaluated" not in card.text
@@ -111,7 +117,7 @@ def test_an_evaluation_is_a_table_and_a_model_index(run, tmp_path):
 
 def test_nothing_of_the_machine_is_told(run, tmp_path):
     path = tmp_path / "metrics.json"
-    path.write_text(json.dumps(METRICS))
+    path.write_text(json.dumps(METRICS | {"settings": {"data": "/home/somebody/phantoms-2026"}}))
     change(run, lambda log: log["recipe"]["model"].update(checkpoint=str(tmp_path / "base"), vision={}, text={}))
 
     text = (card_of(run, [path]), (run / "README.md").read_text())[1]
