@@ -29,6 +29,9 @@ ROOMS = {
 # Where a build works; a checkout that was built before must not leak into a new build.
 COPIED = ("pyproject.toml", "README.md", "LICENSE", "modeling_gaze2report", "processing", "hub_space")
 
+# Of files that the package reads or serves beside its code.
+DATA_SUFFIXES = {".yaml", ".json", ".js", ".css", ".txt", ".safetensors", ".jinja", ".png", ".dcm"}
+
 # Asked once, before anything is built: while it is being trained, no test sees half of it.
 HAS_CHECKPOINT = (embedded_folder() / "config.json").is_file() and bundled_film().is_file()
 
@@ -143,8 +146,10 @@ def test_the_wheel_holds_every_room_and_nothing_of_the_tests(wheel):
     for package, folder in package_folders():
         for path in folder.glob("*.py"):
             assert f"{package.replace('.', '/')}/{path.name}" in names
-    for data in ("training/recipes/embedded.yaml", "processing/evidence.schema.json"):
-        assert f"modeling_gaze2report/{data}" in names
+    for package, folder in ROOMS.items():
+        for path in folder.rglob("*"):
+            if path.suffix in DATA_SUFFIXES:
+                assert f"{package.replace('.', '/')}/{path.relative_to(folder).as_posix()}" in names
     assert {name.split("/")[0] for name in names} == {"modeling_gaze2report", next(
         name.split("/")[0] for name in names if ".dist-info/" in name)}  # fmt: skip
     assert not [name for name in names if "test" in Path(name).name.lower() and name.endswith(".py")]
