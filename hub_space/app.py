@@ -151,8 +151,7 @@ def scanpaths(film: dict, num_samples: int = 3, temperature: float = 1.0) -> dic
     number = int(number_of(num_samples, 1, MAX_READINGS, "number of readings"))
     temperature = number_of(temperature, 0.1, 3, "temperature")
     loaded = film_of(film, load_film)
-    image = {"name": loaded.name, "width": loaded.width, "height": loaded.height, "sha256": loaded.sha256}
-    return {"image": image, "readings": draw_readings(loaded, number, temperature)}
+    return {"image": loaded.record, "readings": draw_readings(loaded, number, temperature)}
 
 
 def compare(film: dict, gaze: str = "", gaze_file: dict | None = None, strategy: str = "direct") -> dict:

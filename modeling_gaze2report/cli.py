@@ -85,6 +85,19 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--offline", action="store_true", help="never ask the Hub")
 
 
+def add_gaze_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--gaze", metavar="FILE", help="recorded gaze: canonical JSONL or an eye tracker's export")
+    parser.add_argument(
+        "--gaze-format", default="auto", help="format of --gaze, as in `gaze2report gaze` (default: auto)"
+    )
+    parser.add_argument(
+        "--gaze-source",
+        default="auto",
+        choices=("auto", "recorded", "predicted", "none"),
+        help="auto: recorded where --gaze has it, else predicted (default: auto)",
+    )
+
+
 def positive(text: str) -> int:
     number = int(text)
     if number < 1:
@@ -127,16 +140,7 @@ def register_report(subparsers) -> None:
         help="also NAME.fhir.json: a FHIR R4 DiagnosticReport, preliminary; carries the patient ID and the study's "
         "identifiers of a DICOM film",
     )
-    parser.add_argument("--gaze", metavar="FILE", help="recorded gaze: canonical JSONL or an eye tracker's export")
-    parser.add_argument(
-        "--gaze-format", default="auto", help="format of --gaze, as in `gaze2report gaze` (default: auto)"
-    )
-    parser.add_argument(
-        "--gaze-source",
-        default="auto",
-        choices=("auto", "recorded", "predicted", "none"),
-        help="auto: recorded where --gaze has it, else predicted (default: auto)",
-    )
+    add_gaze_arguments(parser)
     parser.add_argument(
         "--compare-gaze",
         action="store_true",

@@ -384,7 +384,7 @@ def phrase_record(reader: Reader, film: Film, phrase: str, text: GroundedText, o
             warnings.append(f"There is no box, but the probability of {name} is {probability[name]:.2f}.")
     found = "Found here." if boxes else "Nothing was found for this phrase."
     return {
-        "image": {"name": film.name, "width": film.width, "height": film.height, "sha256": film.sha256},
+        "image": film.record,
         "model": reader.description,
         "task": "ground",
         "phrase": phrase,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 def register(subparsers) -> None:
     """Add the commands to the command line's parsers."""
-    from .cli import NOTICE, add_model_arguments
+    from .cli import NOTICE, add_gaze_arguments, add_model_arguments
 
     ask = subparsers.add_parser(
         "ask",
@@ -44,16 +44,7 @@ def register(subparsers) -> None:
 
     for parser in (ask, ground, describe):
         parser.add_argument("--json", action="store_true", help="JSON on standard output, for programs")
-        parser.add_argument("--gaze", metavar="FILE", help="recorded gaze: canonical JSONL or an eye tracker's export")
-        parser.add_argument(
-            "--gaze-format", default="auto", help="format of --gaze, as in `gaze2report gaze` (default: auto)"
-        )
-        parser.add_argument(
-            "--gaze-source",
-            default="auto",
-            choices=("auto", "recorded", "predicted", "none"),
-            help="auto: recorded where --gaze has it, else predicted (default: auto)",
-        )
+        add_gaze_arguments(parser)
         add_model_arguments(parser)
 
 

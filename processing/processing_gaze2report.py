@@ -637,7 +637,7 @@ class Gaze2ReportProcessor(ProcessorMixin):
                 evidence_record(
                     report,
                     observation,
-                    image={"name": film.name, "width": film.width, "height": film.height, "sha256": film.sha256},
+                    image=film.record,
                     model=model or {"name_or_path": None, "revision": None, "package_version": None},
                     task=task,
                     strategy=strategy,

@@ -100,6 +100,11 @@ class Film:
     def width(self) -> int:
         return self.pixels.shape[1]
 
+    @property
+    def record(self) -> dict:
+        """The film as records name it: name, width and height in pixels, sha256."""
+        return {"name": self.name, "width": self.width, "height": self.height, "sha256": self.sha256}
+
 
 def is_film(image) -> bool:
     """Whether an image is a `Film`, of this file or of another copy of it: transformers copies a model's own code once

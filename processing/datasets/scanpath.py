@@ -10,11 +10,11 @@ import math
 import os
 from dataclasses import dataclass, field
 from decimal import Decimal
-from pathlib import Path
 
 import numpy as np
 
 from ..errors import InputError
+from ..metrics.files import write_text
 
 # A chest film read at a workstation spans about 27 degrees of visual angle; used where a recording does not say.
 DEGREES_PER_WIDTH = 27.0
@@ -165,19 +165,8 @@ def canonical_line(scanpath: Scanpath) -> str:
 
 
 def write_canonical(scanpaths: list[Scanpath], path: str | os.PathLike) -> None:
-    """Writes canonical JSONL under a temporary name and moves it into place."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            for scanpath in scanpaths:
-                file.write(canonical_line(scanpath) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    """Writes canonical JSONL whole or not at all; raises as `write_text`."""
+    write_text(path, "".join(canonical_line(scanpath) + "\n" for scanpath in scanpaths))
 
 
 def parse_canonical(text: str, where: str) -> list[Scanpath]:

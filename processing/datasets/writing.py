@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import DataError
+from ..metrics.files import write_text
 from ..report_labels import FINDINGS
 from .record import SPLITS, check_record, record_features
 from .splits import Audit, scanpath_key
@@ -75,16 +76,6 @@ class Source:
         return []
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file under a temporary name in the same folder and moves it into place."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file."""
     digest = hashlib.sha256()
@@ -135,7 +126,7 @@ def prepare(
     if done is not None:
         return done
     progress.mkdir(exist_ok=True)
-    write_atomically(progress / "plan.json", json.dumps({"fingerprint": fingerprint, **plan}, default=str))
+    write_text(progress / "plan.json", json.dumps({"fingerprint": fingerprint, **plan}, default=str))
 
     units = [
         (k, items[start : start + records_per_shard]) for k, start in enumerate(range(0, len(items), records_per_shard))
@@ -247,7 +238,7 @@ def write_unit(source: Source, items: list, number: int, out: Path, step=None) -
         os.replace(temporary, out / name)
         files[name] = len(records)
     note = {"files": files, "keys": keys, "dropped": dropped, "labels": labels}
-    write_atomically(out / PROGRESS / f"{number:05d}.json", json.dumps(note))
+    write_text(out / PROGRESS / f"{number:05d}.json", json.dumps(note))
 
 
 def _finish(source: Source, out: Path, progress: Path, fingerprint: str, hashes: dict, num_units: int) -> dict:
@@ -274,9 +265,7 @@ def _finish(source: Source, out: Path, progress: Path, fingerprint: str, hashes:
     for path in out.glob(".*.tmp"):
         path.unlink()
     if dropped:
-        write_atomically(
-            out / "dropped.jsonl", "".join(json.dumps(note, ensure_ascii=False) + "\n" for note in dropped)
-        )
+        write_text(out / "dropped.jsonl", "".join(json.dumps(note, ensure_ascii=False) + "\n" for note in dropped))
     reasons = Counter((note["lost"], note["reason"]) for note in dropped)
     summary = {
         "schema": SCHEMA,
@@ -317,7 +306,7 @@ def _finish(source: Source, out: Path, progress: Path, fingerprint: str, hashes:
     }
     if not summary["num_records"]:
         raise DataError(f"{source.name}: no record could be made; reasons: {_reasons(reasons)}")
-    write_atomically(out / "dataset.json", json.dumps(summary, indent=1, ensure_ascii=False, default=str))
+    write_text(out / "dataset.json", json.dumps(summary, indent=1, ensure_ascii=False, default=str))
     for path in progress.iterdir():
         path.unlink()
     progress.rmdir()
@@ -354,4 +343,4 @@ class _Progress:
             self.bar.close()
 
 
-__all__ = ["Dropped", "Source", "file_sha256", "prepare", "write_atomically"]
+__all__ = ["Dropped", "Source", "file_sha256", "prepare"]

@@ -17,18 +17,12 @@ from modeling_gaze2report.hub_space import reading, safety
 from modeling_gaze2report.processing.errors import InputError
 from modeling_gaze2report.processing.image_processing_gaze2report import Film
 
-from .running_space import PHANTOM, running_demo, running_space
+from .running_space import PHANTOM, running_demo
 
 gradio_client = pytest.importorskip("gradio_client")
 STRATEGIES = ("direct", "grounded", "structured")
 GAZE = "0.2, 0.3, 0.5\n0.7 0.6 0.25\n0.4;0.8"
 FIXATIONS = [(0.2, 0.3, 0.5), (0.7, 0.6, 0.25), (0.4, 0.8, 0.3)]
-
-
-@pytest.fixture(scope="module")
-def space(tmp_path_factory):
-    with running_space(tmp_path_factory.mktemp("space")) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from .running_space import PHANTOM, running_space
+from .running_space import PHANTOM
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -23,12 +23,6 @@ pytestmark = [
 WAIT_MS = 90_000
 # Gradio's own page: its event stream is cut when a page closes.
 ALLOWED = ("/gradio_api/queue/data", "/gradio_api/heartbeat", "Method not implemented")
-
-
-@pytest.fixture(scope="module")
-def space(tmp_path_factory):
-    with running_space(tmp_path_factory.mktemp("space")) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

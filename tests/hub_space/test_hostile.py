@@ -10,17 +10,11 @@ import httpx
 import pytest
 
 from .hostile import SCRIPT, WORDS, hostile_films, hostile_recordings
-from .running_space import PHANTOM, running_space
+from .running_space import PHANTOM
 
 pytest.importorskip("gradio")
 MAX_GROWTH_MB = 900
 TIMEOUT_S = 120
-
-
-@pytest.fixture(scope="module")
-def space(tmp_path_factory):
-    with running_space(tmp_path_factory.mktemp("space")) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -5,16 +5,10 @@ The full study is `python -m modeling_gaze2report.hub_space.load_study URL`.
 
 import pytest
 
-from .running_space import PHANTOM, running_space
+from .running_space import PHANTOM
 
 pytest.importorskip("gradio")
 VISITORS, REQUESTS = 8, 24
-
-
-@pytest.fixture(scope="module")
-def space(tmp_path_factory):
-    with running_space(tmp_path_factory.mktemp("space")) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
