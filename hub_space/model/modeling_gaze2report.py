@@ -231,7 +231,9 @@ class Gaze2ReportModel(Gaze2ReportPreTrainedModel):
             self.expected_heat_map(patches, fixations, fixation_mask, gaze_source, film_boxes) if soft_gaze else None
         )
         fused = self.fusion(patches, fixations, fixation_mask, expected_heat_map=expected)
-        tokens = self.projector(fused.tokens.to(self.projector.linear_1.weight.dtype))
+        findings = self.perception(fused.patch_states, fused.global_state)
+        tokens = self.perception.mark_tokens(fused.tokens, findings, self.config.fusion_config.region_grid_size)
+        tokens = self.projector(tokens.to(self.projector.linear_1.weight.dtype))
         return Gaze2ReportImageFeatures(
             pooler_output=list(tokens),
             last_hidden_state=patches,
@@ -243,7 +245,7 @@ class Gaze2ReportModel(Gaze2ReportPreTrainedModel):
             token_fixations=fused.token_fixations,
             heat_map=fused.heat_map,
             readout_attention=fused.readout_attention,
-            findings=self.perception(fused.patch_states, fused.global_state),
+            findings=findings,
         )
 
     def select_gaze(

@@ -14,8 +14,11 @@
 """Perception heads on the fused patches: 14 findings with a map and a box each, 17 anatomical regions, contrast.
 
 Every class reads the patches through an attention map of its own, so that a probability comes with the place that it
-rests on. A box is centred on the map's centre of mass, corrected by a learned shift, with a learned size. The image
-embedding and its counterpart for text serve the image-text contrast of Eyes on the Image (arXiv 2508.13068).
+rests on: the scores that the map is the softmax of can be taught patch by patch, where boxes are known, and the highest
+of them counts towards the probability. A box is centred on the map's centre of mass, corrected by a learned shift, with
+a learned size. What was found, how surely and where is written back onto the visual-gaze tokens, so that the language
+model speaks of the same findings and boxes as the heads (Eyes on the Image hands them over in words: arXiv 2508.13068).
+The image embedding and its counterpart for text serve the image-text contrast of the same paper.
 """
 
 import math
@@ -43,6 +46,7 @@ class Gaze2ReportFindings(ModelOutput):
     r"""
     logits (`torch.Tensor` of shape `(B, 14)`): one logit per finding.
     maps (`torch.Tensor` of shape `(B, 14, P)`): attention of each finding over the patches, summing to one.
+    scores (`torch.Tensor` of shape `(B, 14, P)`): logit of each finding in each patch; the maps are their softmax.
     boxes (`torch.Tensor` of shape `(B, 14, 4)`): where each finding would be.
     region_boxes (`torch.Tensor` of shape `(B, 17, 4)`): the anatomical regions.
     image_embeds (`torch.Tensor` of shape `(B, E)`): unit-norm embedding of the film for contrast with text.
@@ -50,6 +54,7 @@ class Gaze2ReportFindings(ModelOutput):
 
     logits: torch.FloatTensor | None = None
     maps: torch.FloatTensor | None = None
+    scores: torch.FloatTensor | None = None
     boxes: torch.FloatTensor | None = None
     region_boxes: torch.FloatTensor | None = None
     image_embeds: torch.FloatTensor | None = None
@@ -58,7 +63,7 @@ class Gaze2ReportFindings(ModelOutput):
 class Gaze2ReportClassAttention(nn.Module):
     """One attention map over the patches per class, and what it gathers.
 
-    Shapes: states (B, P, D) -> maps (B, K, P), gathered (B, K, D).
+    Shapes: states (B, P, D) -> scores (B, K, P), maps (B, K, P), gathered (B, K, D).
     """
 
     def __init__(self, config: Gaze2ReportPerceptionConfig, num_classes: int):
@@ -68,10 +73,11 @@ class Gaze2ReportClassAttention(nn.Module):
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         # Queries start near zero, hence maps near uniform; without the usual division they sharpen soon enough.
-        maps = (self.queries.weight @ self.key(states).transpose(1, 2)).softmax(-1)
-        return maps, self.norm(maps @ self.value(states))
+        scores = self.queries.weight @ self.key(states).transpose(1, 2)
+        maps = scores.softmax(-1)
+        return scores, maps, self.norm(maps @ self.value(states))
 
 
 class Gaze2ReportBoxHead(nn.Module):
@@ -110,6 +116,12 @@ class Gaze2ReportPerceptionPreTrainedModel(PreTrainedModel):
             init.constant_(module.logit_scale, self.config.logit_scale_init)
             init.normal_(module.finding_weight, std=self.config.initializer_range)
             init.zeros_(module.finding_bias)
+            # In one patch a finding is rare: the scores begin at a chance of 5 %.
+            init.constant_(module.score_bias, math.log(0.05 / 0.95))
+            init.ones_(module.finding_from_scores)
+            # The tokens begin as the fusion made them.
+            init.zeros_(module.token_update.weight)
+            init.zeros_(module.token_update.bias)
 
 
 @auto_docstring
@@ -122,12 +134,15 @@ class Gaze2ReportPerceptionModel(Gaze2ReportPerceptionPreTrainedModel):
         self.finding_weight = nn.Parameter(torch.empty(config.num_findings, config.hidden_size))
         self.finding_bias = nn.Parameter(torch.empty(config.num_findings))
         self.finding_from_global = nn.Linear(config.hidden_size, config.num_findings)
+        self.score_bias = nn.Parameter(torch.empty(config.num_findings))
+        self.finding_from_scores = nn.Parameter(torch.empty(config.num_findings))
         self.finding_box = Gaze2ReportBoxHead(config)
         self.region_attention = Gaze2ReportClassAttention(config, config.num_regions)
         self.region_box = Gaze2ReportBoxHead(config)
         self.image_projection = nn.Linear(config.hidden_size, config.projection_dim)
         self.text_projection = nn.Linear(config.text_hidden_size, config.projection_dim)
         self.logit_scale = nn.Parameter(torch.empty(()))
+        self.token_update = nn.Linear(5 * config.num_findings, config.hidden_size)
         self.post_init()
 
     @without_autocast
@@ -137,16 +152,35 @@ class Gaze2ReportPerceptionModel(Gaze2ReportPerceptionPreTrainedModel):
         patch_states (`torch.Tensor` of shape `(B, P, D)`): patch nodes after the graph.
         global_state (`torch.Tensor` of shape `(B, D)`): global node after the graph.
         """
-        maps, gathered = self.finding_attention(patch_states)
+        scores, maps, gathered = self.finding_attention(patch_states)
+        scores = scores + self.score_bias.unsqueeze(-1)
         logits = (gathered * self.finding_weight).sum(-1) + self.finding_bias + self.finding_from_global(global_state)
-        region_maps, region_gathered = self.region_attention(patch_states)
+        logits = logits + self.finding_from_scores * scores.amax(-1)
+        _, region_maps, region_gathered = self.region_attention(patch_states)
         return Gaze2ReportFindings(
             logits=logits,
             maps=maps,
+            scores=scores,
             boxes=self.finding_box(maps, gathered),
             region_boxes=self.region_box(region_maps, region_gathered),
             image_embeds=F.normalize(self.image_projection(global_state), dim=-1),
         )
+
+    @without_autocast
+    def mark_tokens(self, tokens: torch.Tensor, findings: Gaze2ReportFindings, region_grid_size: int) -> torch.Tensor:
+        """The visual-gaze tokens with what was found: probability and box of every finding on the global token, the same
+        times the highest patch probability on each region token. Slots of fixations stay.
+
+        Shapes: tokens (B, T, D) with the global one first and the regions row by row behind it -> (B, T, D).
+        """
+        grid = self.config.grid_size
+        by_patch = findings.scores.float().sigmoid().unflatten(-1, (grid, grid))
+        by_region = F.adaptive_max_pool2d(by_patch, region_grid_size).flatten(2).transpose(1, 2)  # (B, R, K)
+        probability = findings.logits.float().sigmoid().unsqueeze(1)  # (B, 1, K)
+        weight = torch.cat((probability, probability * by_region), dim=1).unsqueeze(-1)  # (B, 1 + R, K, 1)
+        found = torch.cat((weight, weight * findings.boxes.float().unsqueeze(1)), dim=-1).flatten(2)
+        update = self.token_update(found.to(self.token_update.weight.dtype)).to(tokens.dtype)
+        return tokens + F.pad(update, (0, 0, 0, tokens.shape[1] - update.shape[1]))
 
     def embed_text(self, text_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Unit-norm embedding of text from the language model's states. Shapes: (B, L, d), (B, L) -> (B, E)."""

@@ -317,6 +317,8 @@ class ReportCollator:
             "region": stack_boxes([region_boxes(record) for record in records], sizes, side),
         }.items():
             batch[f"{name}_boxes"], batch[f"{name}_mask"] = boxes, mask
+        batch["box_corners"], batch["box_classes"] = stack_single_boxes(records, sizes, side)
+        batch["mapped_findings"] = torch.tensor(np.array([mapped_findings(record) for record in records]))
         if self.with_text:
             batch |= self.text_features(records)
         return dict(batch) | {"record_ids": [record["image_id"] for record in records]}
@@ -490,6 +492,25 @@ def finding_boxes(record: dict) -> np.ndarray:
     return boxes
 
 
+def single_boxes(record: dict) -> tuple[np.ndarray, list[int]]:
+    """Every box of a finding, (M, 4), and the finding's number."""
+    known = [one for one in record.get("boxes") or [] if one["label"] in FINDINGS]
+    corners = [[one["x0"], one["y0"], one["x1"], one["y1"]] for one in known]
+    return np.array(corners, dtype=np.float64).reshape(-1, 4), [FINDINGS.index(one["label"]) for one in known]
+
+
+def mapped_findings(record: dict) -> np.ndarray:
+    """(14,) whether it is known of every patch if it shows the finding: it has boxes, or is absent.
+
+    That no finding is present is no place on the film: the first class never counts.
+    """
+    _, present = single_boxes(record)
+    known = np.array(label_row(record)) == 0
+    known[present] = True
+    known[FINDINGS.index("No Finding")] = False
+    return known
+
+
 def region_boxes(record: dict) -> np.ndarray:
     """(17, 4) anatomical boxes, NaN where there is none."""
     rows = record.get("regions") or [None] * len(REGION_NAMES)
@@ -501,6 +522,19 @@ def stack_boxes(boxes: list[np.ndarray], sizes: list[tuple[int, int]], side: int
     rows = [boxes_to_square(np.nan_to_num(one), size, side) for one, size in zip(boxes, sizes, strict=True)]
     exists = [~np.isnan(one).any(-1) for one in boxes]
     return torch.tensor(np.array(rows), dtype=torch.float32), torch.tensor(np.array(exists))
+
+
+def stack_single_boxes(records: list[dict], sizes: list[tuple[int, int]], side: int) -> tuple:
+    """Boxes of the findings in the square, (B, M, 4), and their classes, (B, M), -1 for none; M is at least 1."""
+    rows = [single_boxes(record) for record in records]
+    longest = max(1, *(len(classes) for _, classes in rows))
+    corners = torch.zeros(len(rows), longest, 4)
+    numbers = torch.full((len(rows), longest), -1)
+    for index, ((boxes, classes), size) in enumerate(zip(rows, sizes, strict=True)):
+        if classes:
+            corners[index, : len(classes)] = torch.from_numpy(np.asarray(boxes_to_square(boxes, size, side))).float()
+            numbers[index, : len(classes)] = torch.tensor(classes)
+    return corners, numbers
 
 
 __all__ = [

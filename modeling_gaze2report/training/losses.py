@@ -101,6 +101,32 @@ def finding_targets(labels: torch.Tensor, uncertain: str) -> tuple[torch.Tensor,
     return torch.where(known, targets, torch.zeros_like(targets)), known
 
 
+def finding_maps_loss(
+    scores: torch.Tensor, cells: torch.Tensor, mask: torch.Tensor, count: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Binary cross-entropy of the findings' scores, patch by patch: 1 in a patch that a box of the finding covers, 0
+    elsewhere; the mean over the patches of a film, then over the marked findings. Ours: weak boxes as a coarse
+    segmentation.
+
+    Shapes: scores (B, K, P), cells (B, K, P) in {0, 1}, mask (B, K) -> (). `count` is of findings.
+    """
+    scores = widened(scores)
+    values = F.binary_cross_entropy_with_logits(scores, cells.to(scores.dtype), reduction="none").mean(-1)
+    return masked_mean(values, mask, count)
+
+
+def covered_cells(boxes: torch.Tensor, classes: torch.Tensor, num_classes: int, centres: torch.Tensor) -> torch.Tensor:
+    """The patches that the boxes of each class reach: those whose middle is at most half a patch outside of a box.
+
+    Shapes: boxes (B, M, 4), classes (B, M) with -1 for no box, centres (P, 2) of a square grid -> (B, K, P) bool.
+    """
+    half = 0.5 / round(len(centres) ** 0.5)
+    low, high = boxes[..., None, :2] - half, boxes[..., None, 2:] + half
+    inside = ((centres > low) & (centres < high)).all(-1)  # (B, M, P)
+    is_class = classes.unsqueeze(-1) == torch.arange(num_classes, device=classes.device)  # (B, M, K)
+    return (is_class.unsqueeze(-1) & inside.unsqueeze(2)).any(1)
+
+
 def box_loss(
     boxes: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor, count: torch.Tensor | None = None
 ) -> torch.Tensor:
@@ -202,6 +228,8 @@ __all__ = [
     "IGNORED",
     "box_loss",
     "contrast_loss",
+    "covered_cells",
+    "finding_maps_loss",
     "finding_targets",
     "findings_loss",
     "gaze_attention_loss",

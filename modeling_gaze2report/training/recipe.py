@@ -120,6 +120,7 @@ class LossWeights:
         gaze_attention: distance of the readout attention from the recorded heat map.
         findings: binary cross-entropy of the 14 findings.
         finding_boxes: boxes of the findings that are present.
+        finding_maps: patches that the boxes of each finding cover.
         region_boxes: the 17 anatomical boxes.
         contrast: image-text contrast within the batch, over all processes.
     """
@@ -130,6 +131,7 @@ class LossWeights:
     gaze_attention: float = 0.0
     findings: float = 0.0
     finding_boxes: float = 0.0
+    finding_maps: float = 0.0
     region_boxes: float = 0.0
     contrast: float = 0.0
 
@@ -151,6 +153,8 @@ class StageRecipe:
         gradient_accumulation_steps: batches whose gradients make one step; the negatives of the contrastive loss come
             from one batch all the same.
         weight_decay: decoupled weight decay.
+        length_groups: the language model reads a batch in so many parts, each of rows of like length. Changes no loss;
+            saves time on CPUs, where padding costs as much as text.
         tasks: share of each task among the records; a record that lacks what its task needs gives its report.
         recorded_gaze, predicted_gaze: shares of the records whose gaze is recorded or predicted; the rest has none. A
             record without a recording has predicted gaze or none, in the same proportion.
@@ -173,6 +177,7 @@ class StageRecipe:
     batch_size: int = 16
     gradient_accumulation_steps: int = 1
     weight_decay: float = 0.05
+    length_groups: int = 1
     tasks: dict = field(default_factory=lambda: {"report": 1.0})
     recorded_gaze: float = 0.5
     predicted_gaze: float = 0.3

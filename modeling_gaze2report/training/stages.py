@@ -47,6 +47,8 @@ from .losses import (
     IGNORED,
     box_loss,
     contrast_loss,
+    covered_cells,
+    finding_maps_loss,
     finding_targets,
     findings_loss,
     gaze_attention_loss,
@@ -108,6 +110,7 @@ def annotation_counts(batch: dict, stage: StageRecipe) -> dict[str, torch.Tensor
         "gaze_attention": has_gaze.sum(),
         "findings": finding_targets(batch["labels_findings"], stage.uncertain_findings)[1].sum(),
         "finding_boxes": batch["finding_mask"].sum(),
+        "finding_maps": batch["mapped_findings"].sum(),
         "region_boxes": batch["region_mask"].sum(),
         "contrast": batch["has_text"].sum() if "has_text" in batch else has_gaze.sum() * 0,
     }
@@ -161,6 +164,7 @@ class LossModel(nn.Module):
             or weights.findings
             or weights.region_boxes
             or weights.finding_boxes
+            or weights.finding_maps
             or weights.gaze_attention
             or weights.contrast
         )
@@ -216,6 +220,11 @@ class LossModel(nn.Module):
             losses["finding_boxes"] = box_loss(
                 features.findings.boxes, batch["finding_boxes"], batch["finding_mask"], counts["finding_boxes"]
             )
+        if weights.finding_maps:
+            scores = features.findings.scores
+            centres = cell_centres(model.config.grid_size, scores.device)
+            cells = covered_cells(batch["box_corners"], batch["box_classes"], scores.shape[1], centres)
+            losses["finding_maps"] = finding_maps_loss(scores, cells, batch["mapped_findings"], counts["finding_maps"])
         if weights.region_boxes:
             losses["region_boxes"] = box_loss(
                 features.findings.region_boxes, batch["region_boxes"], batch["region_mask"], counts["region_boxes"]
@@ -233,23 +242,34 @@ class LossModel(nn.Module):
 
     def report(self, batch: dict, features, count: torch.Tensor):
         """Cross-entropy of the answers, and of each task's alone where there are several tasks."""
-        states = self.core.model(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            mm_encoder_outputs={"image": features},
-            use_cache=False,
-        ).last_hidden_state
-        # Only what is scored goes through the head: prompts and padding would be most of it.
-        targets = batch["labels"][:, 1:]
-        is_scored = targets != IGNORED
-        values = token_losses(self.core.lm_head(states[:, :-1][is_scored]), targets[is_scored])
-        metrics = {}
+        values, tasks = [], []
+        for rows, longest in length_groups(batch["attention_mask"], self.stage.length_groups):
+            states = self.core.model(
+                input_ids=batch["input_ids"][rows, :longest],
+                attention_mask=batch["attention_mask"][rows, :longest],
+                mm_encoder_outputs={"image": self.images_of(batch, features, rows)},
+                use_cache=False,
+            ).last_hidden_state
+            # Only what is scored goes through the head: prompts and padding would be most of it.
+            targets = batch["labels"][rows, 1:longest]
+            is_scored = targets != IGNORED
+            values.append(token_losses(self.core.lm_head(states[:, :-1][is_scored]), targets[is_scored]))
+            tasks.append(batch["tasks"][rows].unsqueeze(1).expand_as(targets)[is_scored])
+        values, metrics = torch.cat(values), {}
         if len(self.stage.tasks) > 1:
-            task = batch["tasks"].unsqueeze(1).expand_as(targets)[is_scored]
+            task = torch.cat(tasks)
             for name in self.stage.tasks:
                 mine = task == TASKS.index(name)
                 metrics[f"report_{name}"] = ((values.detach() * mine).sum(), mine.sum())
         return report_loss(values, count), metrics
+
+    def images_of(self, batch: dict, features, rows: torch.Tensor):
+        """The image features of some rows of a batch; a row may hold several images, or none."""
+        num_tokens = (batch["input_ids"] == self.core.config.image_token_id).sum(-1)
+        num_images = (num_tokens // max(1, len(features.pooler_output[0]))).tolist()
+        first = [sum(num_images[:row]) for row in range(len(num_images))]
+        tokens = [features.pooler_output[first[row] + one] for row in rows.tolist() for one in range(num_images[row])]
+        return type(features)(pooler_output=tokens)
 
     def text_states(self, batch: dict) -> torch.Tensor:
         """The language model's states over the reports alone, (B, L, d)."""
@@ -285,6 +305,17 @@ class LossModel(nn.Module):
             "location_log_density": (location.sum(), mask.sum()),
             "location_gain": ((location - baseline).sum(), mask.sum()),
         }
+
+
+def length_groups(mask: torch.Tensor, number: int) -> list[tuple[torch.Tensor, int]]:
+    """Rows of a batch in groups of like length, and the length of the longest in each: rows padded to the longest of a
+    whole batch are mostly padding where tasks differ.
+
+    Shapes: mask (B, L), padded on the right -> at most `number` times rows (b,), and how many columns they fill.
+    """
+    lengths = mask.sum(-1)
+    groups = lengths.argsort(stable=True).tensor_split(max(1, min(number, len(lengths))))
+    return [(rows, int(lengths[rows].max())) for rows in groups]
 
 
 def without_scalars(model: nn.Module) -> nn.Module:
@@ -775,6 +806,7 @@ def check_annotations(recipe: Recipe, train: Dataset | IterableDataset, processo
         "gaze_attention": ("fixations",),
         "findings": ("labels",),
         "finding_boxes": ("boxes",),
+        "finding_maps": ("boxes",),
         "region_boxes": ("regions",),
     }
     first = RecordDataset(train.data.select(range(min(LOOKED_THROUGH, len(train)))), train.columns)
@@ -1026,6 +1058,7 @@ __all__ = [
     "annotation_counts",
     "freeze_all_but",
     "last_checkpoint",
+    "length_groups",
     "prepare_model",
     "run",
     "run_stage",

@@ -3,7 +3,7 @@
 The tasks are those of the three systems: plain, grounded and structured reports, questions, phrases and boxes; and the
 three modules of GazeX (arXiv 2604.14316) with the graph in the place of its gaze video: `observe` (fine-grained
 perception: the fixations of one sentence -> clue boxes, observation box and the sentence), `reading` (trajectory
-mimicking: the report in the order of the reading) and `order` (sequential dependency: shuffled gaze -> its order). A
+mimicking: the report in the order of the reading) and `order` (sequential dependency: shuffled parts -> their order). A
 recipe gives each task a share; a share of zero switches it off.
 
 Prompts come from the processor exactly as at inference. What a record does not hold is not made up: there is no example
@@ -48,7 +48,7 @@ OBSERVATION_GRID = 32
 # A grounded report longer than this, in tokens, has its boxes behind the first sentence of each finding only.
 MAX_GROUNDED_TOKENS = 240
 # Parts of an `order` example.
-MIN_PARTS, MAX_PARTS = 3, 6
+MIN_PARTS, MAX_PARTS = 2, 6
 # A part that stands for a whole sentence is shown as one fixation, this long at most.
 MAX_PART_SECONDS = 3.0
 # Errors of stage one that structured prompts are made with, so that the language model does not learn to take them on
@@ -333,16 +333,16 @@ def hull_of_points(points: np.ndarray, margin: float) -> list[float]:
 
 
 def order_example(record: dict, processor, generator) -> TaskExample | None:
-    """Parts of a reading in a shuffled order; the target lists the shown places (from 1), the one looked at first in
-    front.
+    """What was looked at for some sentences of a reading, in a shuffled order; the target lists the shown places (from
+    1), the one looked at first in front.
 
-    A part is one fixation, or all that was looked at for one sentence, shown as its dwell-weighted middle.
+    A part is all that was looked at for one sentence, shown as its dwell-weighted middle: readers go through their
+    topics by habit. Single fixations are no parts: a scanpath looks the same backwards, so that nothing in a shuffled
+    one tells its order.
     """
-    fixations = timed_fixations(record)
-    if len(fixations) < MIN_PARTS:
+    parts = sentence_parts(record, timed_fixations(record))
+    if len(parts) < MIN_PARTS:
         return None
-    parts = sentence_parts(record, fixations) if generator.random() < 0.5 else fixations[:, :3]
-    parts = parts if len(parts) >= MIN_PARTS else fixations[:, :3]
     count = int(generator.integers(MIN_PARTS, min(MAX_PARTS, len(parts)) + 1))
     chosen = np.sort(generator.choice(len(parts), size=count, replace=False))
     shuffled = generator.permutation(count)

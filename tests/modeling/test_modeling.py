@@ -19,6 +19,7 @@ from modeling_gaze2report.modeling_gaze2report import (
     GAZE_SOURCES,
     Gaze2ReportForConditionalGeneration,
 )
+from modeling_gaze2report.modeling_perception import Gaze2ReportFindings
 
 NONE, PREDICTED, RECORDED = (torch.tensor(GAZE_SOURCES.index(name)) for name in ("none", "predicted", "recorded"))
 
@@ -77,6 +78,43 @@ def test_maps_sum_to_one_and_boxes_have_their_corners_in_order(tiny_model, tiny_
         assert ((boxes >= 0) & (boxes <= 1)).all()
         assert (boxes[..., :2] <= boxes[..., 2:]).all()
     assert_equal_outputs(findings.image_embeds.norm(dim=-1), torch.ones(2))
+
+
+@torch.no_grad()
+def test_what_was_found_is_written_on_the_global_token_and_on_its_region(tiny_model):
+    perception = tiny_model().model.perception
+    grid, certain = perception.config.grid_size, 40.0
+    scores = torch.full((1, 14, grid, grid), -certain)
+    scores[0, 3, 0, grid - 1] = certain  # the upper right corner
+    logits = torch.full((1, 14), -certain)
+    logits[0, 3] = certain
+    boxes = torch.zeros(1, 14, 4)
+    boxes[0, 3] = torch.tensor([0.75, 0.0, 1.0, 0.25])
+    findings = Gaze2ReportFindings(logits=logits, scores=scores.flatten(2), boxes=boxes)
+    # Of all that is written, the probability of the finding on the first channel, the left side of its box on the next.
+    perception.token_update.weight.zero_()
+    perception.token_update.weight[0, 5 * 3] = perception.token_update.weight[1, 5 * 3 + 1] = 1.0
+    tokens = torch.zeros(1, 1 + 2 * 2 + 3, perception.config.hidden_size)
+
+    marked = perception.mark_tokens(tokens, findings, 2)
+
+    expected = torch.zeros(8, 2)
+    expected[0] = expected[2] = torch.tensor([1.0, 0.75])  # global, and the second region of the first row
+    assert_equal_outputs(marked[0, :, :2], expected)
+    assert not marked[..., 2:].any()
+
+
+@torch.no_grad()
+def test_the_highest_patch_counts_towards_a_finding(tiny_model):
+    perception = tiny_model().model.perception
+    patches, film = torch.randn(2, 16, perception.config.hidden_size), torch.randn(2, perception.config.hidden_size)
+    with_scores = perception(patches, film)
+    perception.finding_from_scores.zero_()
+
+    without = perception(patches, film)
+
+    assert_equal_outputs(with_scores.logits - without.logits, with_scores.scores.amax(-1))
+    assert_equal_outputs(with_scores.maps, with_scores.scores.softmax(-1))
 
 
 @torch.no_grad()

@@ -100,6 +100,20 @@ def test_gaze_and_boxes_stand_in_the_square(processor):
     torch.testing.assert_close(batch["region_boxes"][0, 0], torch.tensor([0.375, 0.5, 0.625, 1.0]))
 
 
+def test_every_box_of_a_finding_is_kept_for_its_map(processor):
+    one = record(
+        labels=[0, *[1] * 3, *[0] * 5, *[None] * 5],
+        boxes=[box(FINDINGS[1], 0.0, 0.0, 0.5, 0.5), box(FINDINGS[1], 0.5, 0.5, 1.0, 1.0), box("Scar", 0, 0, 1, 1)],
+    )
+
+    batch = ReportCollator(processor)([one, record(boxes=[], labels=[])])
+
+    assert batch["box_classes"].tolist() == [[1, 1], [-1, -1]]
+    assert batch["box_corners"][0].tolist() == [[0.0, 0.0, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0]]
+    # Present without a box, or not known: nothing is known of the patches. That nothing is there is no place.
+    assert torch.nonzero(batch["mapped_findings"]).tolist() == [[0, k] for k in (1, *range(4, 9))]
+
+
 def test_labels_keep_what_is_not_known(processor):
     batch = ReportCollator(processor)([record(labels=[1, 0, -1, None, *[0] * 10]), record()])
 

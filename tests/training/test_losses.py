@@ -8,6 +8,8 @@ import torch
 from modeling_gaze2report.training.losses import (
     box_loss,
     contrast_loss,
+    covered_cells,
+    finding_maps_loss,
     findings_loss,
     gaze_attention_loss,
     masked_mean,
@@ -221,9 +223,41 @@ def test_films_without_a_text_are_neither_pair_nor_negative():
     assert contrast_loss(TWO_FILMS, TWO_FILMS, torch.tensor(2.0), keys, mask).item() == pytest.approx(0, abs=1e-6)
 
 
+# -- maps of the findings ---------------------------------------------------------------------------------------------
+
+
+def test_patches_that_a_box_reaches():
+    # Four patches with their middles at 0.25 and 0.75: one is covered from half a patch (0.25) before its middle on.
+    centres = torch.tensor([[0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.75, 0.75]])
+    boxes = torch.tensor([[[0.1, 0.1, 0.2, 0.4], [0.6, 0.6, 0.9, 0.9], [0.0, 0.0, 1.0, 1.0]]])
+
+    cells = covered_cells(boxes, torch.tensor([[0, 0, -1]]), 2, centres)
+
+    assert cells.tolist() == [[[True, False, False, True], [False] * 4]]
+
+
+def test_a_box_of_no_width_covers_the_patch_that_it_lies_in():
+    centres = torch.tensor([[0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.75, 0.75]])
+
+    cells = covered_cells(torch.tensor([[[0.6, 0.3, 0.6, 0.3]]]), torch.tensor([[0]]), 1, centres)
+
+    assert cells.tolist() == [[[False, True, False, False]]]
+
+
+def test_finding_maps_loss_by_hand():
+    # Probabilities 1/2 and 3/4 of patches that are covered and free: ln 2 and ln 4. The second finding is not known.
+    scores = torch.tensor([[[0.0, math.log(3)], [5.0, 5.0]]])
+    cells = torch.tensor([[[1, 0], [0, 0]]])
+
+    loss = finding_maps_loss(scores, cells, torch.tensor([[True, False]]))
+
+    assert loss.item() == pytest.approx((math.log(2) + math.log(4)) / 2, rel=1e-6)
+
+
 @pytest.mark.parametrize(
     "loss",
     [
+        lambda x: finding_maps_loss(x.view(1, 2, 2), torch.zeros(1, 2, 2), torch.zeros(1, 2, dtype=torch.bool)),
         lambda x: report_loss(token_losses(x.view(1, 4)[:0], torch.zeros(0, dtype=torch.long))),
         lambda x: scanpath_loss(x.view(1, 4), torch.zeros(1, 4, dtype=torch.bool)),
         lambda x: findings_loss(x.view(1, 4), torch.full((1, 4), NAN)),
@@ -264,6 +298,9 @@ GRADIENTS = {
         x.view(1, 2, 4).log_softmax(-1), FIXATIONS, torch.tensor([[True, True]]), HEAT[:1], 0.3
     ),
     "findings": lambda x: findings_loss(x.view(2, 4), torch.tensor([[1.0, 0.0, -1.0, NAN]] * 2), uncertain="soft"),
+    "finding_maps": lambda x: finding_maps_loss(
+        x.view(2, 2, 2), torch.tensor([[[0, 1], [1, 1]], [[0, 0], [1, 0]]]), torch.tensor([[True, False], [True, True]])
+    ),
     "boxes": lambda x: box_loss(x.view(2, 4).sort(-1).values, TARGET_BOXES, BOTH),
     "gaze_attention": lambda x: gaze_attention_loss(
         x.view(2, 4).softmax(-1), HEAT, BOTH, torch.tensor([0.3, 0.9], dtype=torch.float64)

@@ -151,18 +151,24 @@ def test_the_observation_box_goes_around_the_longest_look_alone():
     assert (x1, y1) == pytest.approx((0.25 + 0.082,) * 2, abs=1 / 32)
 
 
-def test_the_order_brings_shuffled_gaze_back_into_time(processor):
-    by_time = timed_fixations(make_record(sentences=[]))
+def test_the_order_brings_shuffled_parts_back_into_time(processor):
     for seed in range(20):
-        made = example("order", processor, seed=seed, sentences=[], fixations=rising())
+        made = example("order", processor, seed=seed, sentences=spoken_seconds(), fixations=rising())
         order = read_order(made.target, len(made.gaze))
         assert (np.diff(made.gaze[order][:, 0]) > 0).all()
         assert f"these {len(made.gaze)}" in made.prompt
-    assert (np.diff(by_time[:, 3]) > 0).all()
+
+
+def test_fixations_without_sentences_have_no_order_to_recover(processor):
+    assert example("order", processor, sentences=[], fixations=rising()) is None
 
 
 def rising():
     return [{"x": 0.1 * place, "y": 0.5, "onset_s": float(place), "duration_s": 0.5} for place in range(10)]
+
+
+def spoken_seconds():
+    return [{"text": "Clear.", "start_s": place + 2.0, "end_s": place + 2.9} for place in range(10)]
 
 
 def test_a_sentence_is_one_part_of_the_reading():

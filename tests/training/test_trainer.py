@@ -10,7 +10,7 @@ from modeling_gaze2report.processing.errors import ModelError
 from modeling_gaze2report.training.data import EpochSampler, ReportCollator
 from modeling_gaze2report.training.losses import scanpath_map_loss
 from modeling_gaze2report.training.recipe import PARTS, LossWeights, StageRecipe
-from modeling_gaze2report.training.stages import LossModel
+from modeling_gaze2report.training.stages import LossModel, length_groups
 
 from ..tiny_export import build_tiny_model
 from .one_step import gradients_of_one_step, make_trainer, phantoms, without_dropout
@@ -34,6 +34,36 @@ def test_accumulation_changes_no_gradient(loss):
 
     assert_equal_gradients(by_one, by_four, 1e-5)
     assert_equal_gradients(whole, by_four, 1e-5)
+
+
+@pytest.mark.parametrize("number", [2, 3, 99])
+def test_reading_a_batch_in_parts_of_like_length_changes_no_loss(number):
+    model, processor = without_dropout()
+    tasks = {"report": 1.0, "ask": 1.0, "ground": 1.0}
+    batch = ReportCollator(processor, tasks=tasks)(phantoms(range(6)))
+    lengths = batch["attention_mask"].sum(-1)
+    assert lengths.min() < lengths.max()
+    results = {}
+    for parts in (1, number):
+        stage = StageRecipe("report", list(PARTS), LossWeights(report=1.0), tasks=tasks, length_groups=parts)
+        losses, metrics, _ = LossModel(model, stage).train()(batch)
+        losses["report"].backward()
+        gradients = {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
+        model.zero_grad()
+        results[parts] = losses["report"].detach(), metrics, gradients
+
+    (whole, whole_metrics, first), (split, split_metrics, second) = results.values()
+    torch.testing.assert_close(split, whole, rtol=1e-5, atol=0)
+    torch.testing.assert_close(split_metrics, whole_metrics, rtol=1e-5, atol=1e-6)
+    assert_equal_gradients(first, second, 1e-5)
+
+
+def test_parts_of_a_batch_are_as_long_as_their_longest_row():
+    mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 0, 0]])
+
+    groups = length_groups(mask, 2)
+
+    assert [(rows.tolist(), longest) for rows, longest in groups] == [([1, 3], 2), ([2, 0], 4)]
 
 
 def test_a_loss_does_not_change_the_scale_of_another():
@@ -182,6 +212,7 @@ NEAR_THE_FLOOR = {
     "contrast": 0.1,
     "findings": 0.05,
     "finding_boxes": 0.5,
+    "finding_maps": 0.05,
     "region_boxes": 0.25,
     "gaze_attention": 0.1,
     "scanpath_map": 0.05,
@@ -189,7 +220,7 @@ NEAR_THE_FLOOR = {
 }
 GROUPS = {
     "text": (("report", "contrast"), 200),
-    "findings": (("findings", "finding_boxes", "region_boxes"), 500),
+    "findings": (("findings", "finding_boxes", "finding_maps", "region_boxes"), 500),
     "gaze": (("scanpath", "scanpath_map", "gaze_attention"), 200),
 }
 
