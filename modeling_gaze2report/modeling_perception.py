@@ -168,8 +168,8 @@ class Gaze2ReportPerceptionModel(Gaze2ReportPerceptionPreTrainedModel):
 
     @without_autocast
     def mark_tokens(self, tokens: torch.Tensor, findings: Gaze2ReportFindings, region_grid_size: int) -> torch.Tensor:
-        """The visual-gaze tokens with what was found: probability and box of every finding on the global token, the same
-        times the highest patch probability on each region token. Slots of fixations stay.
+        """The visual-gaze tokens with what was found: probability and box of every finding on the global token, the
+        same times the highest patch probability on each region token. Slots of fixations stay.
 
         Shapes: tokens (B, T, D) with the global one first and the regions row by row behind it -> (B, T, D).
         """

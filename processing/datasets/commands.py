@@ -13,6 +13,7 @@ SOURCES = {
     "openi": "Open-i XML files or their archive, films in --images or none",
     "gazesearch": "JSON of scanpaths, films in --images or none",
     "osie": "fixations.jsonl.gz and stimuli/",
+    "films": "metadata.csv of real films with licences; the permissive ones",
     "folder": "your own films with a CSV or JSONL table, or with none",
     "phantom": "generated here; needs no --root",
 }
@@ -250,6 +251,10 @@ def make_source(args):
         from .source_scanpaths import OsieSource
 
         return OsieSource(args.root, args.max_side)
+    if args.source == "films":
+        from .source_films import FilmsSource
+
+        return FilmsSource(args.root, args.max_side)
     from .source_folder import FolderSource
 
     return FolderSource(args.root, args.table, args.columns, args.max_side)
