@@ -6,7 +6,7 @@ each. So the same code evaluates this project's model, a baseline, or a delibera
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol as TypingProtocol
@@ -115,7 +115,7 @@ def evaluate_dataset(
     patients = [str(record["patient_id"]) for record in records]
     predictions, rows, unavailable = {}, {}, {}
     for source in gaze_sources:
-        predictions[source] = list(_run(predict, records, source, seed, batch_size, progress))
+        predictions[source] = predict_all(predict, records, source, seed, batch_size, progress)
         # Only gaze that the system predicts itself says anything about its scanpaths.
         scanpaths = scoring if source == "predicted" else None
         metrics, missing = dataset_statistics(
@@ -150,15 +150,29 @@ def evaluate_dataset(
     return results, predictions
 
 
-def _run(predict, records, source, seed, batch_size, progress) -> Iterator[Prediction]:
+def predict_all(
+    predict: Predictor,
+    records: Sequence[dict],
+    source: str,
+    seed: int = 0,
+    batch_size: int = 8,
+    progress: Callable[[Iterable], Iterable] = lambda items: items,
+) -> list[Prediction]:
+    """What a system says about each record with the gaze of one of `GAZE_SOURCES`; arguments as in `evaluate_dataset`.
+
+    Raises:
+        DataError: the source needs recorded gaze that a record lacks; the system's answer has the wrong length.
+    """
     gaze = _gaze_for(source, records, seed)
     mode = source if source in ("predicted", "none") else "recorded"
+    predictions = []
     for start in progress(range(0, len(records), batch_size)):
-        batch = records[start : start + batch_size]
+        batch = list(records[start : start + batch_size])
         answered = predict(batch, mode, gaze[start : start + batch_size])
         if len(answered) != len(batch):
             raise DataError(f"the system gave {len(answered)} predictions for {len(batch)} records")
-        yield from answered
+        predictions += answered
+    return predictions
 
 
 def _gaze_for(source: str, records: Sequence[dict], seed: int) -> list[np.ndarray | None]:

@@ -107,7 +107,8 @@ def test_what_was_found_is_written_on_the_global_token_and_on_its_region(tiny_mo
 @torch.no_grad()
 def test_the_highest_patch_counts_towards_a_finding(tiny_model):
     perception = tiny_model().model.perception
-    patches, film = torch.randn(2, 16, perception.config.hidden_size), torch.randn(2, perception.config.hidden_size)
+    width, cells = perception.config.hidden_size, perception.config.grid_size**2
+    patches, film = torch.randn(2, cells, width), torch.randn(2, width)
     with_scores = perception(patches, film)
     perception.finding_from_scores.zero_()
 
