@@ -46,7 +46,10 @@ NEEDS = {
     "ground_absent_accuracy": "findings labelled as absent",
     "describe_accuracy": "boxes of findings",
     "observe_miou": "sentences with times, and fixations with onsets",
-    **dict.fromkeys(("order_pairs", "order_exact", "order_exact_chance"), "fixations with onsets"),
+    **dict.fromkeys(
+        ("order_pairs", "order_exact", "order_exact_chance", "order_answered"),
+        "sentences with times, and fixations with onsets",
+    ),
 }
 
 
@@ -279,7 +282,7 @@ class TaskEvaluation:
 
     def orders(self) -> None:
         items = self.examples("order")
-        pairs, exact, chance = [], [], []
+        pairs, exact, chance, answered = [], [], [], []
         for batch in self.batches(items):
             films = [self.film(index) for index, _ in batch]
             given = recover_order(self.reader, films, [example.gaze for _, example in batch])
@@ -287,11 +290,17 @@ class TaskEvaluation:
                 true = read_order(example.target, len(example.gaze))
                 pairs.append(pairs_in_order(said, true))
                 exact.append(said == true)
+                answered.append(said is not None)
                 chance.append(1 / float(np.prod(np.arange(1, len(true) + 1))))
                 self.line(index, "order", example.gaze.tolist(), said, true)
         if items:
             owner = [index for index, _ in items]
-            rows = {"order_pairs": pairs, "order_exact": exact, "order_exact_chance": chance}
+            rows = {
+                "order_pairs": pairs,
+                "order_exact": exact,
+                "order_exact_chance": chance,
+                "order_answered": answered,
+            }
             self.add({name: mean_statistics(name, values) for name, values in rows.items()}, owner)
 
 

@@ -15,17 +15,21 @@ TOY = [
 ]
 
 
-def write_phantoms(folder: Path, num_train: int = 8, num_validation: int = 4) -> Path:
-    """A prepared folder of phantoms to learn from and to check."""
+def write_phantoms(folder: Path, num_train: int = 8, num_validation: int = 4, num_test: int = 0, seed: int = 3) -> Path:
+    """A prepared folder of phantoms to learn from, to check and to test."""
     from datasets import Dataset
 
     from modeling_gaze2report.processing.datasets.phantom import generate_phantom
     from modeling_gaze2report.processing.datasets.record import empty_record, record_features
 
-    total = num_train + num_validation
-    records = [
-        empty_record("", "", "") | generate_phantom(seed=3, index=index, image_size=64) for index in range(total)
-    ]
-    for split, part in {"train": records[:num_train], "validation": records[num_train:]}.items():
-        Dataset.from_list(part, features=record_features()).to_parquet(folder / f"{split}-00000.parquet")
+    splits = {"train": num_train, "validation": num_validation, "test": num_test}
+    first = 0
+    for split, count in splits.items():
+        records = [
+            empty_record("", "", "") | generate_phantom(seed=seed, index=index, image_size=64)
+            for index in range(first, first + count)
+        ]
+        first += count
+        if records:
+            Dataset.from_list(records, features=record_features()).to_parquet(folder / f"{split}-00000.parquet")
     return folder
