@@ -143,10 +143,19 @@ def test_readings_scored_together_are_scored_as_if_alone():
 
 def test_the_model_learns_to_look_at_what_the_observers_look_at():
     generator = np.random.default_rng(0)
-    places = generator.uniform(0.15, 0.85, (28, 2))
-    pictures = [spot_picture(str(number), *place, generator) for number, place in enumerate(places)]
-    splits = {"train": pictures[:20], "validation": pictures[20:24], "test": pictures[24:]}
-    settings = Settings(epochs=30, side=32, hidden_size=32, widths=(8, 16, 16), dropout=0.0, average=0.9, patience=30)
+    places = generator.uniform(0.15, 0.85, (40, 2))
+    pictures = [spot_picture(str(number), *place, generator, side=64) for number, place in enumerate(places)]
+    splits = {"train": pictures[:32], "validation": pictures[32:36], "test": pictures[36:]}
+    settings = Settings(
+        epochs=15,
+        side=64,
+        pictures=4,
+        learning_rate=3e-3,
+        hidden_size=32,
+        widths=(8, 16, 16),
+        dropout=0.0,
+        average=0.9,
+    )
 
     model, history = train(splits, settings, seed=0)
 
