@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -243,6 +243,7 @@ def generate_reports(
     prompts: Sequence[str] | None = None,
     features: Gaze2ReportImageFeatures | None = None,
     streamer=None,
+    allowed: Callable[[int, list[int]], list[int]] | None = None,
 ) -> tuple[torch.Tensor, Gaze2ReportImageFeatures, torch.Tensor]:
     """The same before it is made readable; see [`read_films`] for the arguments.
 
@@ -250,6 +251,7 @@ def generate_reports(
         prompts: what each film is asked, as the processor's `task_prompt` gives it; left out, the report.
         features: what the films give, where it is known already.
         streamer: of `generate`, for a single film.
+        allowed: from a film's place in the batch and what was generated for it, the tokens that may come next.
 
     Returns:
         token ids (B, L) with the prompt, the features that the images gave, and the log probabilities (B, L_new) of the
@@ -266,6 +268,9 @@ def generate_reports(
     options = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
     if streamer is not None:
         options["streamer"] = streamer
+    if allowed is not None:
+        start = text["input_ids"].shape[1]
+        options["prefix_allowed_tokens_fn"] = lambda row, tokens: allowed(row, tokens[start:].tolist())
     generated = model.generate(
         **text,
         mm_encoder_outputs={"image": features},
@@ -422,12 +427,15 @@ def recover_order(
 ) -> list[list[int] | None]:
     """The order in time of shuffled fixations, or of parts of a reading shown as one fixation each.
 
+    The model is held to an answer that names each of them once.
+
     Args:
         reader, films: as for [`read_films`].
         gaze: (K, 3) per film in any order; K is at least 2.
 
     Returns:
-        per film the K indices of `gaze`, the one looked at first in front; `None` where the model gave no order.
+        per film the K indices of `gaze`, the one looked at first in front; `None` where they did not fit into
+        `max_new_tokens`.
 
     Raises:
         InputError: gaze that cannot be used.
@@ -435,8 +443,42 @@ def recover_order(
     processor = reader.processor
     counts = [len(one) for one in gaze]
     prompts = [processor.task_prompt("order", count=count) for count in counts]
-    sequences, _, _ = generate_reports(reader, films, gaze, "recorded", max_new_tokens, prompts)
+    allowed = OrderTokens(processor.tokenizer, counts)
+    sequences, _, _ = generate_reports(reader, films, gaze, "recorded", max_new_tokens, prompts, allowed=allowed)
     return processor.post_process_order(processor.batch_decode_report(sequences), counts)
+
+
+class OrderTokens:
+    """What may follow in an answer that names each number from 1 to K once, whatever tokens a number is made of.
+
+    Args:
+        tokenizer: of the model.
+        counts: K of each film.
+    """
+
+    def __init__(self, tokenizer, counts: Sequence[int]):
+        self.counts, self.end = counts, tokenizer.eos_token_id
+        # A number that follows another one begins with the space between them.
+        self.tokens = [
+            [tokenizer.encode(before + str(number), add_special_tokens=False) for number in range(1, max(counts) + 1)]
+            for before in ("", " ")
+        ]
+
+    def __call__(self, film: int, generated: list[int]) -> list[int]:
+        return sorted(self.following(generated, frozenset(range(self.counts[film])), 0)) or [self.end]
+
+    def following(self, generated: list[int], left: frozenset, place: int) -> set[int]:
+        """Tokens that may follow `generated`, which begins where one of the numbers `left` is to begin."""
+        if not left:
+            return {self.end}
+        tokens = set()
+        for number in left:
+            own = self.tokens[min(place, 1)][number]
+            if len(generated) < len(own) and own[: len(generated)] == generated:
+                tokens.add(own[len(generated)])
+            elif generated[: len(own)] == own:
+                tokens |= self.following(generated[len(own) :], left - {number}, place + 1)
+        return tokens
 
 
 def checked_batch(films: Sequence[Film], asked: Sequence, name: str) -> Sequence:

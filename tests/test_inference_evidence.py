@@ -6,9 +6,11 @@ import torch
 from transformers import set_seed
 
 from modeling_gaze2report.inference import (
+    OrderTokens,
     Reader,
     generate_reports,
     read_films,
+    recover_order,
     reread_films,
     visual_gaze_attention,
 )
@@ -32,6 +34,46 @@ def reader():
 
 def film(seed, height=80, width=60):
     return load_film(np.random.default_rng(seed).integers(0, 256, (height, width), dtype=np.uint8), name=f"film {seed}")
+
+
+class Characters:
+    """A tokenizer of characters: a digit is itself, a space 10, the end 11."""
+
+    eos_token_id = 11
+
+    def encode(self, text, add_special_tokens):
+        return [10 if one == " " else int(one) for one in text]
+
+
+@pytest.mark.parametrize(
+    "generated, following",
+    [
+        ([], {1, 2, 3, 4, 5, 6, 7, 8, 9}),  # any of 1 to 10, the last one by its first digit
+        ([1], {0, 10}),  # 10, or 1 and the space before the next
+        ([1, 0], {10}),
+        ([1, 0, 10], {1, 2, 3, 4, 5, 6, 7, 8, 9}),
+        ([1, 10], {1, 2, 3, 4, 5, 6, 7, 8, 9}),  # of 1 and 10 the latter is left
+        ([1, 10, 1], {0}),
+        ([3, 10], {1, 2, 4, 5, 6, 7, 8, 9}),
+    ],
+)
+def test_an_order_names_each_number_once(generated, following):
+    assert set(OrderTokens(Characters(), [2, 10])(1, generated)) == following
+
+
+def test_an_order_ends_with_its_last_number():
+    allowed = OrderTokens(Characters(), [2, 10])
+
+    assert allowed(0, [2, 10]) == [1]
+    assert allowed(0, [2, 10, 1]) == allowed(0, [2, 10, 1, 11]) == [11]
+
+
+def test_a_model_that_has_learned_nothing_gives_an_order_all_the_same(reader):
+    gaze = [np.random.default_rng(seed).random((count, 3)) for seed, count in enumerate((2, 5))]
+
+    orders = recover_order(reader, [film(0), film(1)], gaze)
+
+    assert [sorted(order) for order in orders] == [[0, 1], [0, 1, 2, 3, 4]]
 
 
 PROMPTS = ["Write the report of this chest X-ray.", "Is there an effusion, and on which side is it to be seen?"]
