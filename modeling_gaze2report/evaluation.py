@@ -145,7 +145,7 @@ def add_tasks(
     results: Results, reader: Reader, records: list[dict], predictions: list[Prediction], args: Namespace
 ) -> None:
     """Add the scores of every task, compare the strategies with the plain report, and write `tasks.jsonl`."""
-    from .task_evaluation import NEEDS, TaskEvaluation
+    from .task_evaluation import NEEDS, TaskEvaluation, chance_levels
 
     tasks = TaskEvaluation(
         reader,
@@ -162,6 +162,10 @@ def add_tasks(
     probabilities = [prediction.finding_probabilities for prediction in predictions]
     metrics = tasks.metrics | {"ece": calibration_statistics(probabilities, labels)}
     results.metrics |= score_all(metrics, Bootstrap(), patients)
+    if levels := chance_levels(tasks.metrics):
+        results.comparisons["chance, and answers without the film"] = compare_all(
+            tasks.metrics, levels, Bootstrap(), patients
+        )
     with_report = [index for index, record in enumerate(records) if (record.get("report") or "").strip()]
     if with_report:
         plain = label_statistics(
@@ -172,7 +176,7 @@ def add_tasks(
         plain = sum_rows(plain, with_report, len(records))
         for task, statistics in tasks.reports.items():
             comparison = compare_all(statistics, plain, Bootstrap(), patients)
-            results.comparisons[f"{task} reports minus direct ones"] = comparison
+            results.comparisons[f"the direct reports: {task} ones minus them"] = comparison
     lines = [json.dumps(line, ensure_ascii=False) for line in tasks.lines]
     write_text(Path(args.out) / "tasks.jsonl", "".join(f"{line}\n" for line in lines))
 

@@ -6,7 +6,7 @@ box counts once; intervals draw whole patients.
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -38,6 +38,7 @@ REPORT_TASKS = ("grounded", "structured", "template", "reading")
 NEEDS = {
     "region_miou": "boxes of regions",
     "grounded_miou": "boxes of findings",
+    "grounded_boxed": "grounded reports by the model that assert a finding",
     "reading_order_pairs": "reports by the model that name two findings which its gaze met one after the other",
     **{f"{task}_chexpert_rules_{kind}_f1_14": "reports" for task in REPORT_TASKS for kind in ("micro", "macro")},
     **dict.fromkeys(("answer_accuracy", "answer_token_f1"), "questions with answers"),
@@ -143,6 +144,7 @@ class TaskEvaluation:
         written: dict[str, list[str]] = defaultdict(list)
         overlaps: list[tuple[int, float]] = []
         boxes: list[tuple[int, float]] = []
+        boxed: list[tuple[int, float]] = []
         pairs: list[tuple[int, float]] = []
         for batch in self.batches(indices):
             films = [self.film(index) for index in batch]
@@ -165,10 +167,16 @@ class TaskEvaluation:
                 if task == "grounded":
                     for index, text in zip(batch, texts, strict=True):
                         boxes += [(index, iou) for iou in report_box_overlaps(self.records[index], text)]
+                        boxed += [(index, has_box) for has_box in assertions_with_box(text)]
                 if task == "reading":
                     for index, text, observation in zip(batch, texts, observations, strict=True):
                         pairs += [(index, agrees) for agrees in followed_pairs(text.text, observation)]
-        for name, rows in (("region_miou", overlaps), ("grounded_miou", boxes), ("reading_order_pairs", pairs)):
+        for name, rows in {
+            "region_miou": overlaps,
+            "grounded_miou": boxes,
+            "grounded_boxed": boxed,
+            "reading_order_pairs": pairs,
+        }.items():
             if rows:
                 owner, values = zip(*rows, strict=True)
                 self.add({name: mean_statistics(name, values)}, owner)
@@ -329,6 +337,15 @@ def report_box_overlaps(record: dict, text) -> list[float]:
     return overlaps
 
 
+def assertions_with_box(text) -> list[float]:
+    """For each sentence of a grounded report that asserts a finding whether a box stands behind it."""
+    return [
+        float(bool(boxes))
+        for sentence, boxes in zip(text.sentences, text.boxes, strict=True)
+        if asserted_findings(sentence)
+    ]
+
+
 def followed_pairs(report: str, observation) -> list[float]:
     """For each pair of asserted findings whether the one looked at first is written first.
 
@@ -370,6 +387,18 @@ def blind_answers(questions: Sequence[str], known: Sequence[tuple[str, str]]) ->
     return [of_question.get(normalise_answer(question), of_all).most_common(1)[0][0] for question in questions]
 
 
+def chance_levels(metrics: dict[str, Metric]) -> dict[str, Metric]:
+    """What the scores of the order and of the answers are by chance, or without a look at the film, by their names."""
+    levels = {}
+    if "order_pairs" in metrics:
+        counts = metrics["order_pairs"].values[:, 1:]
+        levels["order_pairs"] = replace(metrics["order_pairs"], values=np.hstack((0.5 * counts, counts)))
+        levels["order_exact"] = metrics["order_exact_chance"]
+    if "answer_accuracy_blind" in metrics:
+        levels["answer_accuracy"] = metrics["answer_accuracy_blind"]
+    return levels
+
+
 def pairs_in_order(said: list[int] | None, true: list[int]) -> float:
     """Share of the pairs of parts whose order in time is right; 0 for an answer that is no order."""
     if said is None:
@@ -379,4 +408,4 @@ def pairs_in_order(said: list[int] | None, true: list[int]) -> float:
     return float(np.mean([place[a] < place[b] for a, b in pairs]))
 
 
-__all__ = ["NEEDS", "REPORT_TASKS", "TaskEvaluation", "TaskResults"]
+__all__ = ["NEEDS", "REPORT_TASKS", "TaskEvaluation", "TaskResults", "chance_levels"]

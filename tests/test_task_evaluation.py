@@ -11,9 +11,18 @@ from modeling_gaze2report.cli import main
 from modeling_gaze2report.evaluation import data_name, training_answers
 from modeling_gaze2report.processing.datasets.source_phantom import PhantomSource
 from modeling_gaze2report.processing.datasets.writing import prepare
-from modeling_gaze2report.processing.grounding import Looking, order_text
+from modeling_gaze2report.processing.grounding import Looking, order_text, read_grounded_text
+from modeling_gaze2report.processing.metrics.resampling import Bootstrap, compare_all, mean_statistics
 from modeling_gaze2report.processing.report_labels import FINDINGS
-from modeling_gaze2report.task_evaluation import NEEDS, TaskEvaluation, blind_answers, followed_pairs, pairs_in_order
+from modeling_gaze2report.task_evaluation import (
+    NEEDS,
+    TaskEvaluation,
+    assertions_with_box,
+    blind_answers,
+    chance_levels,
+    followed_pairs,
+    pairs_in_order,
+)
 from modeling_gaze2report.training.tasks import TaskExample
 
 from .tiny_export import export_tiny_model
@@ -131,6 +140,28 @@ def test_orders_and_observations_are_scored_against_the_records(monkeypatch):
     assert found["observe_miou"] == pytest.approx(0.25)
 
 
+def test_scores_are_set_beside_chance():
+    pairs = mean_statistics("order_pairs", [1.0, 0.5, np.nan])
+    exact, by_chance = (
+        mean_statistics("order_exact", [1, 0, np.nan]),
+        mean_statistics("order_exact", [0.5, 1 / 6, np.nan]),
+    )
+    metrics = {"order_pairs": pairs, "order_exact": exact, "order_exact_chance": by_chance}
+
+    differences = compare_all(metrics, chance_levels(metrics), Bootstrap(10))
+
+    assert differences["order_pairs"]["difference"] == pytest.approx(0.75 - 0.5)
+    assert differences["order_exact"]["difference"] == pytest.approx(0.5 - 1 / 3)
+    assert set(differences) == {"order_pairs", "order_exact"}
+    assert chance_levels({}) == {}
+
+
+def test_an_assertion_needs_a_box_and_a_denial_none():
+    text = read_grounded_text("There is a nodule. [100 100 300 300] There is a pleural effusion. No pneumothorax.")
+
+    assert assertions_with_box(text) == [1.0, 0.0]
+
+
 def test_help_functions_by_hand():
     assert pairs_in_order([0, 1, 2], [0, 1, 2]) == 1.0
     assert blind_answers(["What?"], [("Who?", "me"), ("Who?", "you"), ("Where?", "you")]) == ["you"]
@@ -167,9 +198,12 @@ def test_every_row_is_there_or_says_why_not(evaluated):
 
     assert set(NEEDS) <= {*metrics["metrics"], *metrics["unavailable"]}
     # Phantoms hold everything that does not depend on what an untrained model writes.
-    assert set(NEEDS) - set(metrics["metrics"]) <= {"answer_accuracy_blind", "reading_order_pairs"}
+    unwritten = {"answer_accuracy_blind", "reading_order_pairs", "grounded_boxed"}
+    assert set(NEEDS) - set(metrics["metrics"]) <= unwritten
     assert all(0 <= metrics["metrics"][name]["value"] <= 1 for name in NEEDS if name in metrics["metrics"])
-    assert {f"{task} reports minus direct ones" for task in task_evaluation.REPORT_TASKS} <= set(metrics["comparisons"])
+    compared = {f"the direct reports: {task} ones minus them" for task in task_evaluation.REPORT_TASKS}
+    assert compared <= set(metrics["comparisons"])
+    assert {"order_pairs", "order_exact"} <= set(metrics["comparisons"]["chance, and answers without the film"])
 
 
 def test_what_was_asked_stands_beside_what_was_said(evaluated):

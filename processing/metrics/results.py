@@ -98,6 +98,7 @@ _GROUPS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
             ("ground_hit_rate_iou_50", "Phrases, hits at IoU 0.5", "↑"),
             ("ground_absent_accuracy", "Phrases of what is absent, no box", "↑"),
             ("grounded_miou", "Boxes in the report mIoU", "↑"),
+            ("grounded_boxed", "Assertions of grounded reports with a box", "↑"),
             ("describe_accuracy", "Boxes described by their finding", "↑"),
             ("answer_token_f1", "Answer token F1", "↑"),
             ("answer_accuracy_blind", "Answer accuracy without the film", "↑"),
