@@ -290,6 +290,8 @@ def run_study(args: argparse.Namespace) -> str:
         DataError: data that cannot be used; predictions of another model or part in the folder.
         ModelError: a model that cannot be loaded.
     """
+    if args.batch_size < 1 or (args.max_films is not None and args.max_films < 1):
+        raise DataError("--batch-size and --max-films must be at least 1")
     root, out = Path(args.cxr), Path(args.out)
     rows = chosen_rows(root, args.part, args.max_films)
     asked = {"model": args.model or "embedded", "part": args.part, "files": [row.file for row in rows]}

@@ -248,6 +248,12 @@ def test_predictions_of_another_part_are_not_mixed_in(films, tiny_model, tmp_pat
     assert "predictions.json" in message and "another part" in message
 
 
+@pytest.mark.parametrize("option", ["--batch-size", "--max-films"])
+def test_numbers_below_one_are_refused(option, films, tmp_path, capsys):
+    assert main(["--cxr", str(films), "--out", str(tmp_path / "out"), option, "0"]) == 2
+    assert "at least 1" in capsys.readouterr().err
+
+
 def test_a_folder_without_a_table_is_an_error(tmp_path, capsys):
     assert main(["--cxr", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert "metadata.csv" in capsys.readouterr().err
