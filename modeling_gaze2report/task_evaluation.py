@@ -48,8 +48,7 @@ NEEDS = {
     "describe_accuracy": "boxes of findings",
     "observe_miou": "sentences with times, and fixations with onsets",
     **dict.fromkeys(
-        ("order_pairs", "order_exact", "order_exact_chance", "order_answered"),
-        "sentences with times, and fixations with onsets",
+        ("order_pairs", "order_exact", "order_exact_chance"), "sentences with times, and fixations with onsets"
     ),
 }
 
@@ -290,7 +289,7 @@ class TaskEvaluation:
 
     def orders(self) -> None:
         items = self.examples("order")
-        pairs, exact, chance, answered = [], [], [], []
+        pairs, exact, chance = [], [], []
         for batch in self.batches(items):
             films = [self.film(index) for index, _ in batch]
             given = recover_order(self.reader, films, [example.gaze for _, example in batch])
@@ -298,17 +297,11 @@ class TaskEvaluation:
                 true = read_order(example.target, len(example.gaze))
                 pairs.append(pairs_in_order(said, true))
                 exact.append(said == true)
-                answered.append(said is not None)
                 chance.append(1 / float(np.prod(np.arange(1, len(true) + 1))))
                 self.line(index, "order", example.gaze.tolist(), said, true)
         if items:
             owner = [index for index, _ in items]
-            rows = {
-                "order_pairs": pairs,
-                "order_exact": exact,
-                "order_exact_chance": chance,
-                "order_answered": answered,
-            }
+            rows = {"order_pairs": pairs, "order_exact": exact, "order_exact_chance": chance}
             self.add({name: mean_statistics(name, values) for name, values in rows.items()}, owner)
 
 

@@ -135,7 +135,6 @@ def test_orders_and_observations_are_scored_against_the_records(monkeypatch):
     assert found["order_pairs"] == pytest.approx((2 / 3 + 0) / 2)
     assert found["order_exact"] == 0.0
     assert found["order_exact_chance"] == pytest.approx(1 / 6)
-    assert found["order_answered"] == 0.5
     # Half of the box, and none.
     assert found["observe_miou"] == pytest.approx(0.25)
 

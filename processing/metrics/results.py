@@ -105,7 +105,6 @@ _GROUPS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
             ("order_pairs", "Order, pairs (chance 0.5)", "↑"),
             ("order_exact", "Order, exact", "↑"),
             ("order_exact_chance", "Order, exact by chance", "↑"),
-            ("order_answered", "Order, answers that are an order", "↑"),
             ("observe_miou", "Observation boxes mIoU", "↑"),
             ("reading_order_pairs", "Report follows the gaze, pairs (chance 0.5)", "↑"),
         ),
