@@ -46,7 +46,9 @@ from .modeling_grid import (
     Gaze2ReportPositionEmbedding,
     cell_of,
     fixation_kernel,
+    patch_map,
     restore_grid_buffers,
+    sample_map,
     sample_patches,
     without_autocast,
 )
@@ -106,37 +108,54 @@ class Gaze2ReportScanpath(ModelOutput):
 class ScanpathMemory(NamedTuple):
     """What decoding knows of the films; it stays the same from step to step."""
 
-    features: torch.Tensor  # (B, P, D) projected patches
-    memory: torch.Tensor  # (B, P, D) encoded patches
+    feature_map: torch.Tensor  # (B, D, G, G) projected patches
+    cells: torch.Tensor  # (B * P, D + 6) encoded patches, their part of the offset's parameters, their top left corners
+    first_cell: torch.Tensor  # (B * S,) row of each reading's film in `cells`
     memory_keys_values: list[tuple[torch.Tensor, torch.Tensor]]  # per layer, each (B, H, P, D / H)
-    location_keys: torch.Tensor  # (B, P, D)
-    film_cells: torch.Tensor | None  # (B, P) bool
-    beside_film: torch.Tensor | None  # (B, 1, P) bool, the rest
+    location_keys: torch.Tensor  # (B, D, P)
+    beside_film: torch.Tensor | None  # (B * S, P) bool, cells that the film does not cover
     kernel: torch.Tensor  # (P, P) neighbourhood of each cell
-    reader: torch.Tensor  # (B * S, 1, D), or () where readers are not told apart
+    inhibition: torch.Tensor  # () what a fixation on a cell adds to the cell's logit
+    reader: torch.Tensor  # (B * S, D), or () where readers are not told apart
+
+
+class ScanpathMoment(NamedTuple):
+    """What is known of a step before it is taken."""
+
+    step: torch.Tensor  # (1,) fixations before it
+    until_now: torch.Tensor  # (1, 1, 1, N) added to attention: 0 up to this step, -inf after it
+    stop_offset: (
+        torch.Tensor
+    )  # () part of the stop logit that depends on the step alone; -inf before the first fixation
+    end_below: torch.Tensor  # () the deterministic reading ends below this log survival
+    order: torch.Tensor  # (D,) place in the order, for the token of this step's fixation
+    uniform: torch.Tensor  # (3, B * S) chances of stop, cell and component of the duration
+    share: torch.Tensor  # (B * S, 2) of the offset's density
+    deviation: torch.Tensor  # (B * S,) standard deviations of log duration
 
 
 class ScanpathState(NamedTuple):
     """What decoding hands on from step to step."""
 
-    token: torch.Tensor  # (B * S, 1, D) the last fixation, or the start
+    token: torch.Tensor  # (B * S, D) the last fixation, or the start
     past: list[tuple[torch.Tensor, torch.Tensor]]  # keys and values per layer, each (B * S, H, N, D / H)
-    visited: torch.Tensor  # (B, S, P) fixations near each cell
-    owed: torch.Tensor  # (B, S, P) fixations asked for near each cell and not given
-    going: torch.Tensor  # (B, S) bool, readings that have not ended
-    log_survival: torch.Tensor  # (B, S) log probability of not having ended
+    inhibited: torch.Tensor  # (B * S, P) added to the logits of the cells: fixations near each, and the film's edge
+    owed: torch.Tensor  # (B * S, P) fixations asked for near each cell and not given
+    going: torch.Tensor  # (B * S,) bool, readings that have not ended
+    log_survival: torch.Tensor  # (B * S,) log probability of not having ended
 
 
 class ScanpathStep(NamedTuple):
-    """One fixation of every reading, and the densities it was taken from."""
+    """One fixation of every reading, and what its densities follow from."""
 
-    fixation: torch.Tensor  # (B, S, 3)
-    offset: torch.Tensor  # (B, S, 2) within the cell
-    offset_parameters: torch.Tensor  # (2, B, S, 2) centre and scale
-    mixture: torch.Tensor  # (3, B, S, K) log weights, means, spreads of log duration
-    cell_log_prob: torch.Tensor  # (B, S)
-    stop_log_prob: torch.Tensor  # (B, S) of the reading going on, or ending, before this fixation
-    going: torch.Tensor  # (B, S) bool, whether the fixation belongs to the reading
+    fixation: torch.Tensor  # (B * S, 3)
+    offset: torch.Tensor  # (B * S, 2) within the cell
+    centre: torch.Tensor  # (B * S, 2) of the offset's density
+    scale: torch.Tensor  # (B * S, 2)
+    mixture: torch.Tensor  # (B * S, 3 * K) raw parameters of the duration's density
+    cell_log_prob: torch.Tensor  # (B * S,)
+    stop_logit: torch.Tensor  # (B * S,) of the reading ending before this fixation
+    going: torch.Tensor  # (B * S,) bool, whether the fixation belongs to the reading
 
 
 def draw(log_weights: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
@@ -144,7 +163,7 @@ def draw(log_weights: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
     cumulated = log_weights.softmax(-1).cumsum(-1)
     # Short of the whole by more than rounding, so that a class of no weight is never the answer.
     target = share.unsqueeze(-1) * cumulated[..., -1:] * (1 - 1e-6)
-    return (cumulated <= target).sum(-1)
+    return torch.searchsorted(cumulated, target, right=True).squeeze(-1)
 
 
 def without_dropout(method: Callable) -> Callable:
@@ -180,6 +199,14 @@ class Gaze2ReportScanpathAttention(nn.Module):
     def keys_values(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self.split_heads(self.k_proj(states)), self.split_heads(self.v_proj(states))
 
+    def remember(
+        self, states: torch.Tensor, past: tuple[torch.Tensor, torch.Tensor], step: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Writes keys and values of one position (B * S, D) into `past`, each (B * S, H, N, D / H), and returns it."""
+        for whole, projection in zip(past, (self.k_proj, self.v_proj), strict=True):
+            whole.index_copy_(2, step, projection(states).view(-1, self.num_heads, 1, whole.shape[-1]))
+        return past
+
     def forward(
         self,
         states: torch.Tensor,
@@ -188,7 +215,7 @@ class Gaze2ReportScanpathAttention(nn.Module):
         mask: torch.Tensor | None = None,
         is_causal: bool = False,
     ) -> torch.Tensor:
-        queries = self.q_proj(states)  # (B * S, L, D)
+        queries = self.q_proj(states)  # (B * S, L, D), or (B * S, D) of a single position
         shape = queries.shape
         # Samples of one image line up as further queries, so that its keys and values stand in memory once.
         queries = queries.view(keys.shape[0], -1, self.num_heads, keys.shape[-1]).transpose(1, 2)
@@ -244,15 +271,15 @@ class Gaze2ReportScanpathDecoderLayer(GradientCheckpointingLayer):
     ) -> torch.Tensor:
         """Whole sequence (`past` is None: causal attention) or its position `step` alone, given the earlier ones.
 
-        Shapes: states (B * S, L, D); memory keys and values (B, H, P, D / H); past, a pair of (B * S, H, N, D / H) that
-        this call writes its own position into; step (1,) long; until_now (1, 1, 1, N), true up to it.
+        Shapes: states (B * S, L, D), of one position (B * S, D); memory keys and values (B, H, P, D / H); past, a pair
+        of (B * S, H, N, D / H) that this call writes its own position into; step (1,) long; until_now (1, 1, 1, N), 0
+        up to it and -inf after it.
         """
         normed = self.self_attention_norm(states)
-        keys, values = self.self_attention.keys_values(normed)
         if past is None:
-            attended = self.self_attention(normed, keys, values, is_causal=True)
+            attended = self.self_attention(normed, *self.self_attention.keys_values(normed), is_causal=True)
         else:
-            keys, values = (whole.index_copy_(2, step, one) for whole, one in zip(past, (keys, values), strict=True))
+            keys, values = self.self_attention.remember(normed, past, step)
             attended = self.self_attention(normed, keys, values, mask=until_now)
         states = states + self.dropout(attended)
         normed = self.cross_attention_norm(states)
@@ -268,10 +295,10 @@ class Gaze2ReportOffsetHead(nn.Module):
         self.from_state = nn.Linear(config.hidden_size, 4)
         self.from_cell = nn.Linear(config.hidden_size, 4)
 
-    def parameters_of(self, state: torch.Tensor, cell: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Centre in (0, 1) and scale in cells, each (..., 2)."""
-        centre, scale = (self.from_state(state) + self.from_cell(cell)).chunk(2, dim=-1)
-        return centre.sigmoid(), F.softplus(scale).clamp(0.05, 5.0)
+    def parameters_of(self, state: torch.Tensor, of_cell: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Centre in (0, 1) and scale in cells, each (..., 2), from the state (..., D) and `from_cell` of the cell."""
+        centre, scale = (self.from_state(state) + of_cell).chunk(2, dim=-1)
+        return centre.sigmoid().float(), F.softplus(scale).clamp(0.05, 5.0).float()
 
     def log_density(self, offset: torch.Tensor, centre: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Log density of `offset` (..., 2) in [0, 1] of the cell, per unit cell. Returns (...)."""
@@ -281,9 +308,9 @@ class Gaze2ReportOffsetHead(nn.Module):
 
     def quantile(self, share: torch.Tensor, centre: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Offset below which `share` (..., 2) of the density lies."""
-        low = torch.sigmoid(-centre / scale)
-        high = torch.sigmoid((1 - centre) / scale)
-        return (centre + scale * torch.logit(low + share * (high - low), eps=1e-6)).clamp(0, 1)
+        z = -centre / scale
+        low, high = torch.sigmoid(z), torch.sigmoid(z + 1 / scale)
+        return torch.addcmul(centre, scale, torch.logit(torch.lerp(low, high, share), eps=1e-6)).clamp(0, 1)
 
 
 class Gaze2ReportDurationHead(nn.Module):
@@ -294,11 +321,21 @@ class Gaze2ReportDurationHead(nn.Module):
         self.norm = nn.LayerNorm(2 * config.hidden_size, eps=config.layer_norm_eps)
         self.linear = nn.Linear(2 * config.hidden_size, 3 * config.num_duration_components)
 
-    def parameters_of(self, state: torch.Tensor, place: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(self, state: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+        """Raw parameters, (..., 3 * K): weights, means and spreads of the components."""
+        return self.linear(self.norm(torch.cat((state, place), dim=-1))).float()
+
+    def parameters_of(self, raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Log weights, means and standard deviations of log seconds, each (..., K)."""
-        weight, mean, spread = self.linear(self.norm(torch.cat((state, place), dim=-1))).chunk(3, dim=-1)
-        # Medians stay within 0.04 and 2.1 s, spreads within a factor of 1.07 and 3.9: far outside what eyes do.
-        return weight.log_softmax(-1), TYPICAL_LOG_DURATION + 2 * mean.tanh(), 0.5 * spread.clamp(-2, 1).exp()
+        weight, mean, spread = raw.chunk(3, dim=-1)
+        return weight.log_softmax(-1), self.mean_of(mean), self.spread_of(spread)
+
+    # Medians stay within 0.04 and 2.1 s, spreads within a factor of 1.07 and 3.9: far outside what eyes do.
+    def mean_of(self, raw: torch.Tensor) -> torch.Tensor:
+        return TYPICAL_LOG_DURATION + 2 * raw.tanh()
+
+    def spread_of(self, raw: torch.Tensor) -> torch.Tensor:
+        return 0.5 * raw.clamp(-2, 1).exp()
 
     def log_density(self, duration: torch.Tensor, weight, mean, spread) -> torch.Tensor:
         """Log density of `duration` (...) seconds, per second. Returns (...)."""
@@ -375,12 +412,12 @@ class Gaze2ReportScanpathModel(Gaze2ReportScanpathPreTrainedModel):
             states = layer(states)
         return features, self.memory_norm(states)
 
-    def embed_fixations(self, features: torch.Tensor, fixations: torch.Tensor) -> torch.Tensor:
-        """What was seen, where and for how long, without the order. Shapes: (B, P, D), (B, N, 3) -> (B, N, D)."""
-        points = fixations[..., :2].to(features.dtype)
-        seen = sample_patches(features, points, self.config.grid_size)
-        log_duration = fixations[..., 2:].clamp_min(1e-2).log().to(features.dtype)
-        return seen + self.position(points).to(features.dtype) + self.duration_projection(log_duration)
+    def embed_fixations(self, seen: torch.Tensor, fixations: torch.Tensor) -> torch.Tensor:
+        """What was seen, where and for how long, without the order. Shapes: (..., D), (..., 3) -> (..., D)."""
+        points, duration = fixations.split((2, 1), dim=-1)
+        log_duration = duration.clamp_min(1e-2).log().to(seen.dtype)
+        position = self.position(points.to(seen.dtype)).to(seen.dtype)
+        return seen + position + self.duration_projection(log_duration)
 
     def decoder_input(self, fixation_embeds: torch.Tensor, reader_ids: torch.Tensor | None) -> torch.Tensor:
         """The start token, then each fixation with its place in the order. Shapes: (B, N, D) -> (B, N + 1, D)."""
@@ -400,31 +437,35 @@ class Gaze2ReportScanpathModel(Gaze2ReportScanpathPreTrainedModel):
     def memory_keys_values(self, memory: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
         return [layer.cross_attention.keys_values(memory) for layer in self.layers]
 
-    def location_log_probs(
-        self, states: torch.Tensor, keys: torch.Tensor, visited: torch.Tensor, film_cells: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Log probability of every cell. Shapes: states (B, L, D), keys (B, P, D), visited (B, L, P) -> (B, L, P)."""
-        logits = self.location_query(states) @ keys.transpose(1, 2) / math.sqrt(self.config.hidden_size)
-        logits = logits.float() - F.softplus(self.inhibition).float() * visited
-        if film_cells is not None:
-            logits = logits.masked_fill(~film_cells.unsqueeze(1), torch.finfo(logits.dtype).min)
-        return logits.log_softmax(-1)
+    def location_keys(self, memory: torch.Tensor) -> torch.Tensor:
+        """What the query of a location is multiplied with. Shapes: memory (B, P, D) -> (B, D, P)."""
+        return self.location_key(memory).transpose(1, 2) / math.sqrt(self.config.hidden_size)
+
+    def location_log_probs(self, queries: torch.Tensor, keys: torch.Tensor, inhibited: torch.Tensor) -> torch.Tensor:
+        """Log probability of each cell. Shapes: queries (B, L, D), keys (B, D, P), inhibited (B, L, P) -> (B, L, P)."""
+        return ((queries @ keys).float() + inhibited).log_softmax(-1)
+
+    def inhibition_of_return(self) -> torch.Tensor:
+        """What one fixation adds to the logit of the cell that it stands on, (); never positive."""
+        return -F.softplus(self.inhibition).float()
 
     def stop_logits(self, states: torch.Tensor, num_seen: torch.Tensor) -> torch.Tensor:
         """Logit of the reading ending here. Shapes: states (..., L, D), num_seen (L,) -> (..., L)."""
-        progress = (num_seen / self.config.max_fixations).to(states.dtype)
-        progress = progress.unsqueeze(-1).expand(*states.shape[:-1], 1)
-        return self.stop(torch.cat((states, progress), dim=-1)).squeeze(-1).float()
+        return F.linear(states, self.stop.weight[:, :-1]).squeeze(-1).float() + self.stop_offsets(num_seen)
 
-    def film_cells(self, film_boxes: torch.Tensor | None) -> torch.Tensor | None:
-        """Cells that the film covers at least in part. Shapes: film_boxes (B, 4) -> (B, P) bool."""
+    def stop_offsets(self, num_seen: torch.Tensor) -> torch.Tensor:
+        """Part of that logit that depends on the number of fixations alone. Shapes: (L,) -> (L,)."""
+        return (self.stop.bias + self.stop.weight[0, -1] * (num_seen / self.config.max_fixations)).float()
+
+    def beside_film(self, film_boxes: torch.Tensor | None) -> torch.Tensor | None:
+        """Cells that the film covers nowhere. Shapes: film_boxes (B, 4) -> (B, P) bool."""
         if film_boxes is None:
             return None
         half = 0.5 / self.config.grid_size
         centres = self.grid()
         x, y = centres[:, 0], centres[:, 1]
         left, top, right, bottom = (side.unsqueeze(1) for side in film_boxes.to(centres.dtype).unbind(-1))
-        return (x + half > left) & (x - half < right) & (y + half > top) & (y - half < bottom)
+        return (x + half <= left) | (x - half >= right) | (y + half <= top) | (y - half >= bottom)
 
     @without_autocast
     @auto_docstring(
@@ -463,27 +504,31 @@ class Gaze2ReportScanpathModel(Gaze2ReportScanpathPreTrainedModel):
         points, durations = fixations[..., :2], fixations[..., 2].clamp_min(1e-6)
 
         features, memory = self.encode(patches)
-        embeds = self.embed_fixations(features, fixations)
+        seen = sample_patches(features, points.to(features.dtype), self.config.grid_size)
+        embeds = self.embed_fixations(seen, fixations)
         states = self.decoder_input(embeds, reader_ids)
         for layer, (keys, values) in zip(self.layers, self.memory_keys_values(memory), strict=True):
             states = layer(states, keys, values)
         states = self.norm(states)  # (B, N + 1, D): entry t knows the first t fixations
 
         kernel = fixation_kernel(fixations, self.grid(), self.config.return_sigma)  # (B, N, P)
-        visited = kernel.cumsum(1) - kernel  # fixations before this one
+        inhibited = self.inhibition_of_return() * (kernel.cumsum(1) - kernel)  # by fixations before this one
+        beside_film = self.beside_film(film_boxes)
+        if beside_film is not None:
+            inhibited = inhibited.masked_fill(beside_film.unsqueeze(1), torch.finfo(inhibited.dtype).min)
         before, after = states[:, :-1], states[:, 1:]
-        log_probs = self.location_log_probs(before, self.location_key(memory), visited, self.film_cells(film_boxes))
+        log_probs = self.location_log_probs(self.location_query(before), self.location_keys(memory), inhibited)
 
         cell = cell_of(points, self.config.grid_size)  # (B, N)
         cell_memory = memory.gather(1, cell.unsqueeze(-1).expand(-1, -1, memory.shape[-1]))
         offset = points * self.config.grid_size - self.cell_corner(cell)
-        centre, scale = self.offset.parameters_of(before, cell_memory)
+        centre, scale = self.offset.parameters_of(before, self.offset.from_cell(cell_memory))
         location = log_probs.gather(-1, cell.unsqueeze(-1)).squeeze(-1)
-        location = location + self.offset.log_density(offset, centre.float(), scale.float())
+        location = location + self.offset.log_density(offset, centre, scale)
         location = location + 2 * math.log(self.config.grid_size)  # per unit square, not per cell
 
-        mixture = self.duration.parameters_of(before, cell_memory)
-        duration = self.duration.log_density(durations, *(part.float() for part in mixture))
+        mixture = self.duration.parameters_of(self.duration(before, cell_memory))
+        duration = self.duration.log_density(durations, *mixture)
 
         num_seen = torch.arange(1, num_fixations + 1, device=states.device)
         stop_logits = self.stop_logits(after, num_seen)
@@ -550,75 +595,103 @@ class Gaze2ReportScanpathModel(Gaze2ReportScanpathPreTrainedModel):
                 f"temperature = {temperature} must be above 0; for the likeliest reading set do_sample=False."
             )
         film = self.decoding_memory(patches, film_boxes, reader_ids, num_samples)
-        state = self.decoding_start(film, num_samples)
-        shape = (self.config.max_fixations, NUMBERS_PER_STEP, patches.shape[0], num_samples)
-        if do_sample:
-            noise = torch.rand(shape, generator=generator, device=patches.device)
-        else:
-            noise = torch.full(shape, 0.5, device=patches.device)
-        steps = torch.arange(self.config.max_fixations, device=patches.device).unsqueeze(-1)
+        state = self.decoding_start(film)
+        moments = self.decoding_moments(film, do_sample, generator)
         # Nobody waits for a look at a tensor in main memory; a compiled loop has no exit.
         look_after = 1 if patches.device.type == "cpu" else STEPS_BETWEEN_STOP_CHECKS
         prefix = None if use_cache else state.token.new_zeros(state.token.shape[0], 0, state.token.shape[-1])
         decoded = []
-        for step in range(self.config.max_fixations):
+        for number, moment in enumerate(moments):
             if prefix is not None:
-                prefix = torch.cat((prefix, state.token), dim=1)
-            one, state = self.decode_step(film, state, steps[step], noise[step], do_sample, temperature, prefix)
+                prefix = torch.cat((prefix, state.token.unsqueeze(1)), dim=1)
+            one, state = self.decode_step(film, state, moment, do_sample, temperature, prefix)
             decoded.append(one)
-            looks_now = step % look_after == 0 and not torch.compiler.is_compiling()
+            looks_now = number % look_after == 0 and not torch.compiler.is_compiling()
             if looks_now and not state.going.any():
                 break
-        return self.reading_of(decoded)
+        return self.reading_of(decoded, num_samples)
 
     def decoding_memory(
         self, patches: torch.Tensor, film_boxes: torch.Tensor | None, reader_ids: torch.Tensor | None, num_samples: int
     ) -> ScanpathMemory:
         """All that stays the same from step to step."""
         features, memory = self.encode(patches)
-        cells = self.film_cells(film_boxes)
+        batch_size, num_patches = memory.shape[:2]
+        beside_film = self.beside_film(film_boxes)
         reader = self.reader_states(reader_ids, features)
         centres = self.grid()
+        corners = self.cell_corner(torch.arange(num_patches, device=memory.device)).to(memory.dtype)
+        cells = torch.cat((memory, self.offset.from_cell(memory), corners.expand(batch_size, -1, -1)), dim=-1)
+        films = torch.arange(batch_size, device=memory.device)
         return ScanpathMemory(
-            features=features,
-            memory=memory,
+            feature_map=patch_map(features, self.config.grid_size).contiguous(),
+            cells=cells.flatten(0, 1),
+            first_cell=num_patches * films.repeat_interleave(num_samples),
             # Read at every step: in the order of reading, they take a quarter less of each attention's time.
             memory_keys_values=[
                 (keys.contiguous(), values.contiguous()) for keys, values in self.memory_keys_values(memory)
             ],
-            location_keys=self.location_key(memory),
-            beside_film=None if cells is None else ~cells.unsqueeze(1),
-            film_cells=cells,
+            location_keys=self.location_keys(memory),
+            beside_film=None if beside_film is None else beside_film.repeat_interleave(num_samples, 0),
             kernel=fixation_kernel(centres, centres, self.config.return_sigma),
-            reader=reader.repeat_interleave(num_samples, 0) if reader.dim() else reader,
+            inhibition=self.inhibition_of_return(),
+            reader=reader.squeeze(1).repeat_interleave(num_samples, 0) if reader.dim() else reader,
         )
 
-    def decoding_start(self, film: ScanpathMemory, num_samples: int) -> ScanpathState:
+    def decoding_start(self, film: ScanpathMemory) -> ScanpathState:
         config = self.config
-        batch_size, num_patches = film.memory.shape[:2]
-        rows = batch_size * num_samples
+        rows, num_patches = film.first_cell.shape[0], film.kernel.shape[0]
         head_size = config.hidden_size // config.num_attention_heads
         cache_shape = (rows, config.num_attention_heads, config.max_fixations, head_size)
 
         def zeros(*shape: int) -> torch.Tensor:
-            return torch.zeros(batch_size, num_samples, *shape, device=film.memory.device)
+            return torch.zeros(rows, *shape, device=film.kernel.device)
 
+        inhibited = zeros(num_patches)
+        if film.beside_film is not None:
+            inhibited = inhibited.masked_fill(film.beside_film, torch.finfo(inhibited.dtype).min)
         # Later states are laid out like this, each tensor on its own, so that one compiled step serves all.
         return ScanpathState(
-            token=(self.start.expand(rows, 1, -1) + film.reader).contiguous(),
-            past=[(film.memory.new_zeros(cache_shape), film.memory.new_zeros(cache_shape)) for _ in self.layers],
-            visited=zeros(num_patches),
+            token=(self.start.expand(rows, -1) + film.reader).contiguous(),
+            past=[(film.cells.new_zeros(cache_shape), film.cells.new_zeros(cache_shape)) for _ in self.layers],
+            inhibited=inhibited,
             owed=zeros(num_patches),
             going=zeros().logical_not(),
             log_survival=zeros(),
         )
 
+    def decoding_moments(
+        self, film: ScanpathMemory, do_sample: bool, generator: torch.Generator | None
+    ) -> list[ScanpathMoment]:
+        """Everything about each step that does not depend on the fixations before it."""
+        config, device = self.config, film.kernel.device
+        shape = (config.max_fixations, NUMBERS_PER_STEP, film.first_cell.shape[0])
+        if do_sample:
+            noise = torch.rand(shape, generator=generator, device=device)
+        else:
+            noise = torch.full(shape, 0.5, device=device)
+        steps = torch.arange(config.max_fixations, device=device)
+        later = steps > steps.unsqueeze(-1)  # (N, N)
+        until_now = torch.zeros_like(later, dtype=film.cells.dtype).masked_fill(later, -torch.inf)
+        moments = ScanpathMoment(
+            step=steps.unsqueeze(-1),
+            until_now=until_now.view(-1, 1, 1, 1, config.max_fixations),
+            stop_offset=self.stop_offsets(steps).masked_fill(steps == 0, -torch.inf),
+            end_below=torch.full(shape[:1], math.log(0.5), device=device).masked_fill(
+                steps < config.min_fixations, -torch.inf
+            ),
+            order=self.order_embedding.weight,
+            uniform=noise[:, [0, 1, 4]],
+            share=noise[:, 2:4].transpose(1, 2).contiguous(),
+            deviation=torch.special.ndtri(noise[:, 5].clamp(1e-6, 1 - 1e-6)),
+        )
+        return [ScanpathMoment(*parts) for parts in zip(*(table.unbind() for table in moments), strict=True)]
+
     def decode_step(
         self,
         film: ScanpathMemory,
         state: ScanpathState,
-        step: torch.Tensor,
-        noise: torch.Tensor,
+        moment: ScanpathMoment,
         do_sample: bool,
         temperature: float,
         prefix: torch.Tensor | None = None,
@@ -626,85 +699,93 @@ class Gaze2ReportScanpathModel(Gaze2ReportScanpathPreTrainedModel):
         """One more fixation of every reading. Shapes never change, and nothing waits for a value: it compiles whole.
 
         Args:
-            film, state: what stays and what changes.
-            step: (1,) fixations before this one.
-            noise: (6, B, S) uniform numbers, one half each when decoding deterministically.
+            film, state, moment: what stays, what changes, and what is known of this step.
             do_sample, temperature: see `predict`.
             prefix: (B * S, step + 1, D) all tokens so far, to be decoded anew without the cache.
         """
         config = self.config
         states = state.token if prefix is None else prefix
-        until_now = (torch.arange(config.max_fixations, device=step.device) <= step).view(1, 1, 1, -1)
         for layer, (keys, values), past in zip(self.layers, film.memory_keys_values, state.past, strict=True):
-            states = layer(states, keys, values, past if prefix is None else None, step, until_now)
-        hidden = self.norm(states[:, -1]).unflatten(0, state.going.shape)  # (B, S, D)
+            past = past if prefix is None else None
+            states = layer(states, keys, values, past, moment.step, moment.until_now)
+        hidden = self.norm(states if prefix is None else states[:, -1])  # (B * S, D)
 
-        stop_logits = self.stop_logits(hidden, step)  # (B, S)
-        may_end = step > 0
-        log_survival = state.log_survival + F.logsigmoid(-stop_logits) * may_end
+        stop_logit = F.linear(hidden, self.stop.weight[:, :-1]).squeeze(-1).float() + moment.stop_offset
+        log_survival = state.log_survival
         if do_sample:
-            ends = (noise[0] < stop_logits.sigmoid()) & may_end
+            going = state.going & (moment.uniform[0] >= stop_logit.sigmoid())
         else:
-            ends = (log_survival < math.log(0.5)) & (step >= config.min_fixations)
-        going = state.going & ~ends
+            log_survival = log_survival + F.logsigmoid(-stop_logit)
+            going = state.going & (log_survival >= moment.end_below)
 
-        log_probs = self.location_log_probs(hidden, film.location_keys, state.visited, film.film_cells)
+        queries = self.location_query(hidden).view(film.location_keys.shape[0], -1, config.hidden_size)  # (B, S, D)
+        inhibited = state.inhibited.view(*queries.shape[:2], -1)
+        log_probs = self.location_log_probs(queries, film.location_keys, inhibited).flatten(0, 1)  # (B * S, P)
         owed = state.owed
         if do_sample:
-            cell = draw(log_probs / temperature, noise[1])  # (B, S)
+            cell = draw(log_probs / temperature, moment.uniform[1])  # (B * S,)
         else:
             # Herding: what predictions asked for in each cell's neighbourhood, less what fixations gave.
-            owed = owed + log_probs.exp() @ film.kernel
+            owed = torch.addmm(owed, log_probs.exp(), film.kernel)
             allowed = owed if film.beside_film is None else owed.masked_fill(film.beside_film, -torch.inf)
             cell = allowed.argmax(-1)
             owed = owed - film.kernel[cell]
-        cell_memory = film.memory.gather(1, cell.unsqueeze(-1).expand(-1, -1, film.memory.shape[-1]))
-        centre, scale = (part.float() for part in self.offset.parameters_of(hidden, cell_memory))
-        offset = self.offset.quantile(noise[2:4].movedim(0, -1), centre, scale)
-        mixture = [part.float() for part in self.duration.parameters_of(hidden, cell_memory)]
-        component = draw(mixture[0] / temperature, noise[4]) if do_sample else mixture[0].argmax(-1)
-        mean, spread = (part.gather(-1, component.unsqueeze(-1)).squeeze(-1) for part in mixture[1:])
-        duration = (mean + spread * torch.special.ndtri(noise[5].clamp(1e-6, 1 - 1e-6))).exp()
+        of_cell = film.cells[film.first_cell + cell]
+        cell_memory, offset_of_cell, corner = of_cell.split((config.hidden_size, 4, 2), dim=-1)
+        centre, scale = self.offset.parameters_of(hidden, offset_of_cell)
+        offset = self.offset.quantile(moment.share, centre, scale)
+        mixture = self.duration(hidden, cell_memory)  # (B * S, 3 * K)
+        weights, means, spreads = mixture.chunk(3, dim=-1)
+        component = draw(weights / temperature, moment.uniform[2]) if do_sample else weights.argmax(-1)
+        component = component.unsqueeze(-1)
+        log_duration = self.duration.mean_of(means.gather(-1, component))  # (B * S, 1)
+        if do_sample:
+            spread = self.duration.spread_of(spreads.gather(-1, component))
+            log_duration = torch.addcmul(log_duration, spread, moment.deviation.unsqueeze(-1))
 
-        point = (self.cell_corner(cell) + offset) / config.grid_size
-        fixation = torch.cat((point, duration.unsqueeze(-1)), dim=-1)  # (B, S, 3)
-        embeds = self.embed_fixations(film.features, fixation).flatten(0, 1).unsqueeze(1)
+        point = (corner.float() + offset) / config.grid_size
+        fixation = torch.cat((point, log_duration.exp()), dim=-1)  # (B * S, 3)
+        seen = sample_map(film.feature_map, point.view(*queries.shape[:2], 2).to(hidden.dtype)).reshape(hidden.shape)
+        token = self.embed_fixations(seen, fixation) + moment.order
         outcome = ScanpathStep(
             fixation=fixation,
             offset=offset,
-            offset_parameters=torch.stack((centre, scale)),
-            mixture=torch.stack(mixture),
+            centre=centre,
+            scale=scale,
+            mixture=mixture,
             cell_log_prob=log_probs.gather(-1, cell.unsqueeze(-1)).squeeze(-1),
-            # Of a reading that went on until here: whether it ended now.
-            stop_log_prob=F.logsigmoid(torch.where(ends, stop_logits, -stop_logits)) * (state.going & may_end),
+            stop_logit=stop_logit,
             going=going,
         )
+        nearby = fixation_kernel(point, self.grid(), config.return_sigma)  # (B * S, P)
         return outcome, ScanpathState(
-            token=embeds + self.order_embedding(step) + film.reader,
+            # CODEPATH: only models trained on several known readers tell them apart.
+            token=token if self.reader_embedding is None else token + film.reader,
             past=state.past,
-            visited=state.visited + fixation_kernel(fixation, self.grid(), config.return_sigma),
+            inhibited=torch.addcmul(state.inhibited, nearby, film.inhibition),
             owed=owed,
             going=going,
             log_survival=log_survival,
         )
 
-    def reading_of(self, decoded: list[ScanpathStep]) -> Gaze2ReportScanpath:
+    def reading_of(self, decoded: list[ScanpathStep], num_samples: int) -> Gaze2ReportScanpath:
         """Fixations, and how likely all that was decided was, from the steps; the last one may hold no fixation."""
-        steps = ScanpathStep(*(torch.stack(part, dim=-1) for part in zip(*decoded, strict=True)))
-        centre, scale = steps.offset_parameters  # (B, S, 2, N)
-        mixture = steps.mixture.movedim(-1, -2)  # (3, B, S, N, K)
+        steps = ScanpathStep(*(torch.stack(part, dim=1) for part in zip(*decoded, strict=True)))  # (B * S, N, ...)
         location = steps.cell_log_prob + 2 * math.log(self.config.grid_size)
-        location = location + self.offset.log_density(
-            *(part.transpose(-1, -2) for part in (steps.offset, centre, scale))
-        )
-        duration = self.duration.log_density(steps.fixation[..., 2, :], *mixture)
-        likelihood = (location + duration) * steps.going + steps.stop_log_prob
+        location = location + self.offset.log_density(steps.offset, steps.centre, steps.scale)
+        duration = self.duration.log_density(steps.fixation[..., 2], *self.duration.parameters_of(steps.mixture))
+        went_on = F.pad(steps.going[:, :-1], (1, 0), value=True)
+        # Of a reading that went on until here: whether it ended now.
+        stop = F.logsigmoid(torch.where(steps.going, -steps.stop_logit, steps.stop_logit))
+        likelihood = (location + duration) * steps.going + torch.where(went_on, stop, torch.zeros_like(stop))
         length = len(decoded)
-        if length > 1 and not torch.compiler.is_compiling() and not steps.going[..., -1].any():
+        if length > 1 and not torch.compiler.is_compiling() and not steps.going[:, -1].any():
             length -= 1
-        fixations = steps.fixation.transpose(-1, -2) * steps.going.unsqueeze(-1)  # (B, S, N, 3)
+        fixations = steps.fixation * steps.going.unsqueeze(-1)  # (B * S, N, 3)
         return Gaze2ReportScanpath(
-            fixations=fixations[:, :, :length], mask=steps.going[..., :length], log_probability=likelihood.sum(-1)
+            fixations=fixations[:, :length].unflatten(0, (-1, num_samples)),
+            mask=steps.going[:, :length].unflatten(0, (-1, num_samples)),
+            log_probability=likelihood.sum(-1).unflatten(0, (-1, num_samples)),
         )
 
     def compile_decoding(self, **options) -> None:

@@ -28,6 +28,7 @@ gaze-directed neighbours follow GD-ViG (MICCAI 2024, arXiv 2406.14050).
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,6 +71,9 @@ RELATIONS = (
 )
 EDGE_ATTRIBUTES = NODE_DIFFERENCES + RELATIONS
 NODE_TYPES = ("global", "patch", "fixation")
+# Products of pairs of nodes that are held at once: 16 MB of main memory, which the allocator keeps for the next ones.
+PAIRS_AT_ONCE = 2**22
+PAIRS_AT_ONCE_ON_ACCELERATORS = 2**27
 
 
 @dataclass
@@ -158,37 +162,114 @@ def empty_relations(source: torch.Tensor, mask: torch.Tensor) -> tuple[Gaze2Repo
     return Gaze2ReportNeighbors(source, mask, edge_attr), dict(zip(RELATIONS, views, strict=True))
 
 
-class NeighborSum(torch.autograd.Function):
-    """What a node hears of its sources, m_i = sum_s alpha_is v_source(i, s), head by head.
+class NeighborAttention(torch.autograd.Function):
+    """What nodes hear of their sources, how much of each number of the edges, and whom the global node listens to.
 
-    The sum is taken without a copy of the values per edge; its gradients are products of matrices over all pairs, which
-    sort and scatter nothing.
+        alpha_is = softmax_s((q_i . k_s + c_i . e_is) / sqrt(d))    heard_i = sum_s alpha_is v_s
+                                                                    numbers_i = sum_s alpha_is e_is
 
-    Shapes: alpha (B, R, H, S), values (B, V, H, d), source (B, R, S) -> (B, R, H, d).
+    Head by head; c_i = W_e^T q_i. No key and no value is copied to an edge, neither here nor for the gradients, which
+    are products of matrices over pairs of nodes. Pairs are made for some rows at a time: memory that is asked for anew
+    costs a processor more than the products that fill it. The edges' own numbers have no gradient.
+
+    Shapes: projected (B, V, 3 * D + H * E), the queries, keys, values and c of all heads; num_heads H; then source,
+    mask (B, R, S) and edge_attr (B, R, S, E) of each table, the first of which holds the row of the global node, its
+    sources being all nodes in their order -> heard (B, V, H, d), numbers (B, V, H, E), attention of the global node
+    (B, H, V).
     """
 
     @staticmethod
-    def forward(ctx, alpha: torch.Tensor, values: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(alpha, values, source)
-        batch_size, num_nodes, num_heads, head_size = values.shape
-        film = torch.arange(batch_size, device=source.device).view(-1, 1, 1, 1)
-        head = torch.arange(num_heads, device=source.device).unsqueeze(-1)
-        bags = (film * num_nodes + source.unsqueeze(2)) * num_heads + head  # (B, R, H, S), rows of the values below
-        heard = F.embedding_bag(
-            bags.flatten(0, 2), values.reshape(-1, head_size), mode="sum", per_sample_weights=alpha.flatten(0, 2)
-        )
-        return heard.view(*alpha.shape[:3], head_size)
+    def forward(ctx, projected: torch.Tensor, num_heads: int, *tables: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        batch_size, num_nodes = projected.shape[:2]
+        queries, keys, values, care = parts_of(projected, num_heads, tables[2].shape[-1])
+        head_size = queries.shape[-1]
+        film = torch.arange(batch_size, device=projected.device).view(-1, 1, 1, 1)
+        head = torch.arange(num_heads, device=projected.device).unsqueeze(-1)
+        first_row = (film * num_heads + head) * num_nodes  # (B, 1, H, 1) of each head's values, as rows of one table
+        heard, numbers, alphas = [], [], []
+        for rows, source, mask, edge_attr in blocks_of(tables, batch_size * num_heads * num_nodes):
+            scores = chosen(torch.bmm(queries[:, rows], keys.transpose(1, 2)), source, num_heads)
+            scores = (scores + care[:, rows] @ edge_attr.transpose(-1, -2)) / math.sqrt(head_size)  # (B, R, H, S)
+            alpha = scores.masked_fill(~mask.unsqueeze(2), torch.finfo(scores.dtype).min).softmax(-1)
+            bags = first_row + source.unsqueeze(2)
+            heard.append(
+                F.embedding_bag(
+                    bags.flatten(0, 2),
+                    values.flatten(0, 1),
+                    mode="sum",
+                    per_sample_weights=alpha.flatten(0, 2),
+                ).view(*alpha.shape[:3], head_size)
+            )
+            numbers.append(alpha @ edge_attr)
+            alphas.append(alpha)
+        ctx.num_heads = num_heads
+        ctx.num_alphas = len(alphas)
+        ctx.save_for_backward(projected, *alphas, *tables)
+        return torch.cat(heard, dim=1), torch.cat(numbers, dim=1), alphas[0].squeeze(1).clone()
 
     @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
-        alpha, values, source = ctx.saved_tensors
-        source = source.unsqueeze(1).expand(-1, alpha.shape[2], -1, -1)  # (B, H, R, S)
-        gradient = gradient.transpose(1, 2)  # (B, H, R, d)
-        of_pairs = gradient @ values.permute(0, 2, 3, 1)  # (B, H, R, V)
-        of_alpha = of_pairs.gather(-1, source).transpose(1, 2)
-        attention = torch.zeros_like(of_pairs).scatter_add(-1, source, alpha.transpose(1, 2))
-        of_values = (attention.transpose(-1, -2) @ gradient).transpose(1, 2)
-        return of_alpha, of_values, None
+    def backward(ctx, of_heard: torch.Tensor, of_numbers: torch.Tensor, of_attention: torch.Tensor):
+        projected, *saved = ctx.saved_tensors
+        alphas, tables, num_heads = saved[: ctx.num_alphas], saved[ctx.num_alphas :], ctx.num_heads
+        batch_size, num_nodes = projected.shape[:2]
+        queries, keys, values, _ = parts_of(projected, num_heads, tables[2].shape[-1])
+        head_size = queries.shape[-1]
+        of_heard = by_head(of_heard.flatten(2), num_heads)  # (B * H, V, d)
+        of_queries, of_care = [], []
+        of_keys, of_values = torch.zeros_like(keys), torch.zeros_like(values)
+        blocks = blocks_of(tables, batch_size * num_heads * num_nodes)
+        for (rows, source, _, edge_attr), alpha in zip(blocks, alphas, strict=True):
+            pairs = torch.bmm(of_heard[:, rows], values.transpose(1, 2))  # (B * H, R, V)
+            of_alpha = chosen(pairs, source, num_heads) + of_numbers[:, rows] @ edge_attr.transpose(-1, -2)
+            if rows.start == 0:
+                of_alpha = of_alpha + of_attention.unsqueeze(1)
+            of_scores = alpha * (of_alpha - (alpha * of_alpha).sum(-1, keepdim=True)) / math.sqrt(head_size)
+            of_care.append(of_scores @ edge_attr)
+            spread_out(alpha, source, pairs)
+            of_values = torch.baddbmm(of_values, pairs.transpose(1, 2), of_heard[:, rows])
+            spread_out(of_scores, source, pairs)
+            of_keys = torch.baddbmm(of_keys, pairs.transpose(1, 2), queries[:, rows])
+            of_queries.append(pairs @ keys)
+        parts = (torch.cat(of_queries, dim=1), of_keys, of_values)
+        merged = [part.unflatten(0, (-1, num_heads)).transpose(1, 2).flatten(2) for part in parts]
+        return torch.cat((*merged, torch.cat(of_care, dim=1).flatten(2)), dim=-1), None, *(None for _ in tables)
+
+
+def by_head(states: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """(B, V, H * d) -> (B * H, V, d), in this order in memory."""
+    return states.unflatten(-1, (num_heads, -1)).transpose(1, 2).flatten(0, 1)
+
+
+def parts_of(projected: torch.Tensor, num_heads: int, num_numbers: int) -> tuple[torch.Tensor, ...]:
+    """Queries, keys, values, each (B * H, V, d), and how much each query cares for each number, (B, V, H, E)."""
+    width = (projected.shape[-1] - num_heads * num_numbers) // 3
+    *three, care = projected.split((width, width, width, num_heads * num_numbers), dim=-1)
+    return *(by_head(part, num_heads) for part in three), care.unflatten(-1, (num_heads, -1))
+
+
+def blocks_of(tables: Sequence[torch.Tensor], pairs_per_row: int) -> list[tuple[slice, *tuple[torch.Tensor, ...]]]:
+    """The tables, cut into so few rows that their pairs fit into the memory meant for them, and each one's place."""
+    limit = PAIRS_AT_ONCE if tables[0].device.type == "cpu" else PAIRS_AT_ONCE_ON_ACCELERATORS
+    blocks, first = [], 0
+    for table in zip(*(tables[part::3] for part in range(3)), strict=True):
+        for cut in zip(*(part.split(max(1, limit // pairs_per_row), dim=1) for part in table), strict=True):
+            rows = slice(first, first + cut[0].shape[1])
+            blocks.append((rows, *cut))
+            first = rows.stop
+    return blocks
+
+
+def chosen(pairs: torch.Tensor, source: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """What belongs to the edges: (B * H, R, V), (B, R, S) -> (B, R, H, S)."""
+    index = source.unsqueeze(1).expand(-1, num_heads, -1, -1)
+    return pairs.unflatten(0, (-1, num_heads)).gather(-1, index).transpose(1, 2)
+
+
+def spread_out(of_edges: torch.Tensor, source: torch.Tensor, pairs: torch.Tensor) -> None:
+    """The transpose of `chosen`, into the memory of `pairs`, which becomes zero where no edge is."""
+    num_heads = of_edges.shape[2]
+    index = source.unsqueeze(1).expand(-1, num_heads, -1, -1)
+    pairs.zero_().unflatten(0, (-1, num_heads)).scatter_add_(-1, index, of_edges.transpose(1, 2))
 
 
 class Gaze2ReportGraphAttention(nn.Module):
@@ -232,30 +313,18 @@ class Gaze2ReportGraphAttention(nn.Module):
         return message.unflatten(0, (batch_size, num_nodes)), attention.unflatten(0, (batch_size, num_nodes))
 
     def attend_dense(self, states: torch.Tensor, graph: Gaze2ReportGraph) -> tuple[torch.Tensor, torch.Tensor]:
-        heads = (self.num_heads, self.head_size)
-        projected = self.conv.lin_query(states)  # (B, V, D)
-        queries = projected.unflatten(-1, heads).transpose(1, 2)  # (B, H, V, d)
-        keys = self.conv.lin_key(states).unflatten(-1, heads).permute(0, 2, 3, 1)  # (B, H, d, V)
-        values = self.conv.lin_value(states).unflatten(-1, heads)  # (B, V, H, d)
-        # How much each query cares for each of the 14 numbers, W_e^T q_i; one matrix for all heads spares transposing.
-        edge_weight = torch.block_diag(*self.conv.lin_edge.weight.unflatten(0, heads))  # (D, H * 14)
-        care = (projected @ edge_weight).unflatten(-1, (self.num_heads, -1))  # (B, V, H, 14)
-
-        messages, mean_edges, first = [], [], 0
-        for table in graph.neighbors:
-            rows = slice(first, first + table.source.shape[1])
-            first = rows.stop
-            edge_attr = table.edge_attr.to(states.dtype)
-            scores = queries[:, :, rows] @ keys  # (B, H, R, V)
-            scores = scores.gather(-1, table.source.unsqueeze(1).expand(-1, self.num_heads, -1, -1)).transpose(1, 2)
-            scores = (scores + care[:, rows] @ edge_attr.transpose(-1, -2)) / math.sqrt(self.head_size)  # (B, R, H, S)
-            alpha = scores.masked_fill(~table.mask.unsqueeze(2), torch.finfo(scores.dtype).min).softmax(-1)
-            messages.append(NeighborSum.apply(alpha, values.to(alpha.dtype), table.source))
-            mean_edges.append(alpha @ edge_attr.to(alpha.dtype))  # (B, R, H, 14)
-            if rows.start == 0:
-                attention = alpha[:, 0].mean(1)  # the global node listens to all nodes, in their order
-        message = torch.cat(messages, dim=1).flatten(2)
-        return message + torch.cat(mean_edges, dim=1).flatten(2) @ edge_weight.T, attention
+        conv = self.conv
+        # W_e of all heads as one matrix, which spares transposing.
+        edge_weight = torch.block_diag(*conv.lin_edge.weight.unflatten(0, (self.num_heads, -1)))  # (D, H * 14)
+        linears = (conv.lin_query, conv.lin_key, conv.lin_value)
+        # How much each query cares for each of the 14 numbers, W_e^T q_i, is linear in the state as well.
+        weight = torch.cat((*(linear.weight for linear in linears), edge_weight.T @ conv.lin_query.weight))
+        bias = torch.cat((*(linear.bias for linear in linears), edge_weight.T @ conv.lin_query.bias))
+        tables = [
+            part for table in graph.neighbors for part in (table.source, table.mask, table.edge_attr.to(states.dtype))
+        ]
+        heard, numbers, attention = NeighborAttention.apply(F.linear(states, weight, bias), self.num_heads, *tables)
+        return heard.flatten(2) + numbers.flatten(2) @ edge_weight.T, attention.mean(1)
 
 
 class Gaze2ReportFusionMLP(nn.Module):
@@ -515,7 +584,7 @@ class Gaze2ReportFusionModel(Gaze2ReportFusionPreTrainedModel):
             film = torch.arange(patches.shape[0], device=patches.device).view(-1, 1, 1)
             difference = attributes[film, table.source] - here  # (B, R, S, 4)
             table.edge_attr[..., :2] = difference[..., :2]
-            table.edge_attr[..., 2] = difference[..., :2].square().sum(-1)
+            table.edge_attr[..., 2] = difference[..., 0].square() + difference[..., 1].square()
             table.edge_attr[..., 3:5] = difference[..., 2:]
         return Gaze2ReportGraph(tables, attributes.shape[1])
 

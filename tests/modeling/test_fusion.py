@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from modeling_gaze2report import modeling_fusion
 from modeling_gaze2report.configuration_gaze2report import Gaze2ReportFusionConfig
 from modeling_gaze2report.modeling_fusion import (
     EDGE_ATTRIBUTES,
@@ -11,7 +12,7 @@ from modeling_gaze2report.modeling_fusion import (
     Gaze2ReportFusionModel,
     Gaze2ReportGraph,
     Gaze2ReportNeighbors,
-    NeighborSum,
+    NeighborAttention,
 )
 from modeling_gaze2report.modeling_grid import cell_centres, cell_of, heat_map, sample_patches
 
@@ -226,13 +227,34 @@ def test_a_silent_attention_leaves_the_residual():
     assert torch.equal(layer(states, graph)[0], states)
 
 
-def test_gradients_of_the_sum_over_neighbours_are_numerically_right():
+@pytest.mark.parametrize("rows_at_once", [1, 100])
+def test_gradients_of_the_attention_are_numerically_right(rows_at_once, monkeypatch):
     generator = torch.Generator().manual_seed(0)
-    alpha = torch.rand(2, 3, 2, 4, generator=generator, dtype=torch.double, requires_grad=True)
-    values = torch.rand(2, 5, 2, 3, generator=generator, dtype=torch.double, requires_grad=True)
-    source = torch.randint(5, (2, 3, 4), generator=generator)  # with a source that stands twice in a row
+    batch_size, num_nodes, num_heads, head_size, num_numbers = 2, 5, 2, 3, 4
+    monkeypatch.setattr(modeling_fusion, "PAIRS_AT_ONCE", rows_at_once * batch_size * num_heads * num_nodes)
+    width = 3 * num_heads * head_size + num_heads * num_numbers
+    projected = torch.randn(batch_size, num_nodes, width, generator=generator, dtype=torch.double, requires_grad=True)
+    tables = []
+    # The global node hears all; the others' rows have masked sources, and sources that stand twice.
+    for source in (torch.arange(5).expand(2, 1, -1), torch.randint(5, (2, 4, 3), generator=generator)):
+        mask = torch.rand(source.shape, generator=generator) < 0.7
+        mask[..., 0] = True
+        edge_attr = torch.randn(*source.shape, num_numbers, generator=generator, dtype=torch.double)
+        tables += [source, mask, edge_attr]
 
-    assert torch.autograd.gradcheck(lambda a, v: NeighborSum.apply(a, v, source), (alpha, values))
+    assert torch.autograd.gradcheck(lambda p: NeighborAttention.apply(p, num_heads, *tables), projected)
+
+
+@torch.no_grad()
+def test_rows_in_blocks_give_the_same(monkeypatch):
+    model, (patches, fixations) = make_model(), make_films()
+    expected = model(patches, fixations)
+
+    monkeypatch.setattr(modeling_fusion, "PAIRS_AT_ONCE", 1)  # one row at a time
+    actual = model(patches, fixations)
+
+    for name in expected:
+        torch.testing.assert_close(actual[name], expected[name], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("with_gaze", [False, True])
