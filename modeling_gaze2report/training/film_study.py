@@ -9,8 +9,8 @@ checkpoint that has seen no real film. Films with other licences are nobody's tr
 * Findings: area under the ROC curve of each finding on ChestX-ray14's text-mined labels, intervals over patients;
   chance is 0.5.
 * Boxes: overlap of the predicted boxes of the lungs, of heart and mediastinum, and of findings with the drawn ones;
-  chance is the mean box of the other patients' films, and for regions also the box that the anatomy table gives for
-  any film.
+  chance is the mean box of the same structure or finding on the other patients' films, and for regions also the box
+  that the anatomy table gives for any film.
 * Gaze: share of the predicted dwell time inside boxes of findings and inside the lungs; chance is the area's share of
   the film, what a Gaussian around the centre puts there, and what gaze predicted on other patients' films does.
 
@@ -135,13 +135,14 @@ def hull(boxes: Sequence[Sequence[float]]) -> list[float]:
     return [*array[:, :2].min(axis=0).tolist(), *array[:, 2:].max(axis=0).tolist()]
 
 
-def mean_boxes(boxes: Sequence[Sequence[float]], patients: Sequence[str]) -> np.ndarray:
-    """For each box the mean box of the other patients; NaN where there is no other patient. Shape (N, 4)."""
-    array, names = np.asarray(boxes, dtype=float), np.asarray(patients)
+def mean_boxes(boxes: Sequence[Sequence[float]], patients: Sequence[str], kinds: Sequence[str]) -> np.ndarray:
+    """For each box the mean box of its kind on films of other patients; NaN where there is none. Shape (N, 4)."""
+    array, names, kind = np.asarray(boxes, dtype=float), np.asarray(patients), np.asarray(kinds)
     result = np.full(array.shape, np.nan)
-    for name in set(patients):
-        if (names != name).any():
-            result[names == name] = array[names != name].mean(axis=0)
+    for place in range(len(array)):
+        others = (names != names[place]) & (kind == kind[place])
+        if others.any():
+            result[place] = array[others].mean(axis=0)
     return result
 
 
@@ -155,8 +156,13 @@ def overlaps(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]
 
 
 def compared(values: dict[str, np.ndarray], patients: Sequence[str]) -> dict:
-    """Scores of `model` and of each way of chance on the same cases, and the model's differences from them."""
+    """Scores of `model` and of each way of chance on the cases that all have, and the model's differences from them."""
     bootstrap = Bootstrap()
+    defined = np.isfinite(list(values.values())).all(axis=0)
+    values = {name: column[defined] for name, column in values.items()}
+    patients = [patient for patient, is_defined in zip(patients, defined, strict=True) if is_defined]
+    if not patients:
+        return {}
     metrics = {name: mean_statistics(name, column) for name, column in values.items()}
     result = {"cases": len(patients), "patients": len(set(patients)), "scores": score_all(metrics, bootstrap, patients)}
     result["differences"] = {
@@ -169,26 +175,27 @@ def compared(values: dict[str, np.ndarray], patients: Sequence[str]) -> dict:
 
 def boxes_study(rows: Sequence[FilmRow], answers: Sequence[dict]) -> dict:
     """Overlap with the drawn boxes of lungs, heart and mediastinum, and findings."""
-    drawn = defaultdict(list)  # structure -> (patient, drawn box, predicted box)
+    drawn = defaultdict(list)  # structure -> (patient, drawn box, predicted box, kind of box)
     for row, answer in zip(rows, answers, strict=True):
         for structure, (label, regions) in STRUCTURES.items():
             boxes = [box for name, _, box in row.boxes if name == label]
             if boxes:
                 predicted = hull([answer["region_boxes"][REGION_NAMES.index(name)] for name in regions])
                 # A lung that two people drew counts once, as the mean of both boxes.
-                drawn[structure].append((row.patient_id, np.mean(boxes, axis=0), predicted))
+                drawn[structure].append((row.patient_id, np.mean(boxes, axis=0), predicted, structure))
         for finding, boxes in boxes_of_findings(row).items():
             predicted = answer["finding_boxes"][FINDINGS.index(finding)]
-            drawn["findings"].append((row.patient_id, hull(boxes), predicted))
+            drawn["findings"].append((row.patient_id, hull(boxes), predicted, finding))
     result = {}
     for structure, cases in drawn.items():
-        patients, truth, predicted = (list(part) for part in zip(*cases, strict=True))
-        values = {"model": overlaps(predicted, truth), "mean_box": overlaps(mean_boxes(truth, patients), truth)}
+        patients, truth, predicted, kinds = (list(part) for part in zip(*cases, strict=True))
+        means = mean_boxes(truth, patients, kinds)
+        values = {"model": overlaps(predicted, truth), "mean_box": overlaps(means, truth)}
         if structure in STRUCTURES:
             typical = hull([REGION_BY_NAME[name].typical_box for name in STRUCTURES[structure][1]])
             values["typical_box"] = overlaps([typical] * len(truth), truth)
         result[structure] = compared(values, patients)
-    return result
+    return {name: one for name, one in result.items() if one}
 
 
 def boxes_of_findings(row: FilmRow, source: str = "") -> dict[str, list]:
@@ -272,7 +279,7 @@ def gaze_study(root: Path, rows: Sequence[FilmRow], answers: Sequence[dict]) -> 
         if values:
             patients = values.pop("patient")
             result[name] = compared({key: np.array(column) for key, column in values.items()}, patients)
-    return result
+    return {name: one for name, one in result.items() if one}
 
 
 def area_of_findings(row: FilmRow, source: str) -> np.ndarray | None:

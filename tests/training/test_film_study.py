@@ -57,7 +57,7 @@ def tiny_model(tmp_path_factory):
 
 @pytest.fixture
 def films(tmp_path):
-    """Two films of patients of the test part, one of the training part, one with another licence."""
+    """Two films of patients of the test part, one of the training part, two with another licence."""
     names = [f"p{number}" for number in range(100)]
     test, train = (
         [name for name in names if film_split(name) == "test"],
@@ -65,12 +65,12 @@ def films(tmp_path):
     )
     mass = json.dumps([{"label": "Mass", "box": [50, 25, 100, 75], "src": "NIH BBox_List_2017"}])
     lung = json.dumps([{"label": "Left Lung", "box": [100, 10, 190, 90], "src": "GeneralBlockchain"}])
-    for number in range(4):
+    for number in range(5):
         write_film(tmp_path / f"{number}.jpg")
     write_table(
         tmp_path,
         {"file": "0.jpg", "patient_id": test[0], "findings": "Mass", "boxes_json": mass},
-        {"file": "1.jpg", "patient_id": test[1]},
+        {"file": "1.jpg", "patient_id": test[1], "boxes_json": mass},
         {"file": "2.jpg", "patient_id": train[0]},
         {
             "file": "3.jpg",
@@ -79,6 +79,13 @@ def films(tmp_path):
             "licence_class": "nc-sa",
             "boxes_json": lung,
             "lung_mask": "mask.png",
+        },
+        {
+            "file": "4.jpg",
+            "patient_id": train[2],
+            "source": "elsewhere",
+            "licence_class": "nc-sa",
+            "boxes_json": lung,
         },
     )
     mask = np.zeros((100, 200), dtype=bool)
@@ -91,8 +98,8 @@ def films(tmp_path):
 
 
 def test_films_of_training_patients_are_left_out_unless_asked_for(films):
-    assert [row.file for row in chosen_rows(films, "test")] == ["0.jpg", "1.jpg", "3.jpg"]
-    assert [row.file for row in chosen_rows(films, "all")] == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]
+    assert [row.file for row in chosen_rows(films, "test")] == ["0.jpg", "1.jpg", "3.jpg", "4.jpg"]
+    assert [row.file for row in chosen_rows(films, "all")] == ["0.jpg", "1.jpg", "2.jpg", "3.jpg", "4.jpg"]
 
 
 # -- findings ---------------------------------------------------------------------------------------------------------
@@ -127,10 +134,18 @@ def test_the_hull_holds_all_boxes():
 def test_the_mean_box_leaves_out_the_films_of_the_same_patient():
     boxes = [[0, 0, 0.2, 0.2], [0, 0, 0.4, 0.4], [0, 0, 0.8, 0.8]]
 
-    means = mean_boxes(boxes, ["a", "a", "b"])
+    means = mean_boxes(boxes, ["a", "a", "b"], ["x"] * 3)
 
     np.testing.assert_allclose(means, [[0, 0, 0.8, 0.8], [0, 0, 0.8, 0.8], [0, 0, 0.3, 0.3]])
-    assert np.isnan(mean_boxes(boxes[:2], ["a", "a"])).all()
+    assert np.isnan(mean_boxes(boxes[:2], ["a", "a"], ["x"] * 2)).all()
+
+
+def test_the_mean_box_is_of_the_same_finding():
+    boxes = [[0, 0, 0.2, 0.2], [0, 0, 0.4, 0.4], [0, 0, 0.8, 0.8]]
+
+    means = mean_boxes(boxes, ["a", "b", "c"], ["x", "x", "y"])
+
+    np.testing.assert_allclose(means, [[0, 0, 0.4, 0.4], [0, 0, 0.2, 0.2], [np.nan] * 4])
 
 
 def test_overlaps_are_of_boxes_in_pairs():
@@ -171,6 +186,20 @@ def test_boxes_of_a_finding_are_taken_together_and_devices_left_out():
         "Consolidation": [(0.5, 0.5, 0.6, 0.6)],
     }
     assert set(boxes_of_findings(row, "NIH")) == {"Lung Lesion"}
+
+
+def test_a_case_without_chance_level_is_left_out_for_the_model_too():
+    rows = [
+        film("a", boxes=[("Mass", "NIH", (0.0, 0.0, 0.5, 1.0))]),
+        film("b", boxes=[("Mass", "NIH", (0.0, 0.0, 0.5, 1.0))]),
+        film("c", boxes=[("Effusion", "NIH", (0.0, 0.0, 0.5, 1.0))]),  # the only one of its kind
+    ]
+    answers = [answer(findings={"Lung Lesion": [0.0, 0.0, 0.5, 1.0], "Pleural Effusion": [0.5, 0.0, 1.0, 1.0]})] * 3
+
+    found = boxes_study(rows, answers)["findings"]
+
+    assert found["cases"] == 2
+    assert found["scores"]["model"]["value"] == 1.0 and found["differences"]["mean_box"]["difference"] == 0.0
 
 
 # -- gaze -------------------------------------------------------------------------------------------------------------
@@ -222,7 +251,7 @@ def test_a_study_of_a_checkpoint_shows_everything_beside_chance(films, tiny_mode
     text = (out / "results.md").read_text()
     results = json.loads((out / "results.json").read_text())
 
-    assert results["films"] == 3 and results["findings"]["films"] == 2
+    assert results["films"] == 4 and results["findings"]["films"] == 2
     assert set(results["boxes"]) == {"left lung", "findings"}
     assert set(results["gaze"]) == {"NIH boxes of findings", "Lungs"}
     assert set(results["gaze"]["Lungs"]["scores"]) == {"model", "area", "centre", "other_films"}
