@@ -14,8 +14,9 @@ For each number of training films and each seed two models are trained:
 
 Test films are all films of `--test-data`, whatever their split; no patient of theirs may be among the training films.
 Regimes are nested: 500 training films are the first of the 2,000. Every training and every reading of the test films
-leaves its result in a file of its own, and a study that was cut off goes on after the last one; more regimes and seeds
-may be added to a finished one. `results.json` and `results.md` are written anew after each seed of a regime.
+leaves its result in a file of its own, and a study that was cut off goes on after the last one. Seeds may be added to a
+finished one, and regimes as well (with `--same-steps` none above the largest). `results.json` and `results.md` are
+written anew after each seed of a regime.
 
 With `--same-steps`, the default, every regime trains for the steps of the largest. With the same number of epochs, a
 twentieth of the films would also mean a twentieth of the steps: a model that has not yet learnt to write shows nothing
@@ -347,7 +348,9 @@ def run_study(args: argparse.Namespace) -> str:
     missing = {folder: recipes[folder] for folder in needed if not is_trained(folder)}
     plan = Plan(missing, len(todo), len(records), seconds_per_step(recipe) if missing else {})
     print(plan, flush=True)
+    patients = [str(record["patient_id"]) for record in records]
     scores: dict[int, dict[str, list[dict[str, Metric]]]] = {films: {} for films in args.regimes}
+    results: dict[int, dict] = {}
     text = ""
     for seed in range(args.seeds):
         for films in args.regimes:
@@ -369,7 +372,8 @@ def run_study(args: argparse.Namespace) -> str:
             if not args.keep_models:
                 for model in (WITH, WITHOUT):
                     remove_model(runs[films, seed, model])
-            text = write_results(args, recipe, records, scores)
+            results[films] = regime_results(scores[films], patients)
+            text = write_results(args, recipe, patients, dict(sorted(results.items())))
     return text
 
 
@@ -380,10 +384,8 @@ def is_trained(folder: Path) -> bool:
 # -- results ----------------------------------------------------------------------------------------------------------
 
 
-def write_results(args: argparse.Namespace, recipe: Recipe, records: list[dict], scores: dict) -> str:
-    """Write the tables of the seeds that are done so far; returns what `results.md` says."""
-    patients = [str(record["patient_id"]) for record in records]
-    regimes = {films: regime_results(systems, patients) for films, systems in scores.items() if systems}
+def write_results(args: argparse.Namespace, recipe: Recipe, patients: Sequence[str], regimes: dict[int, dict]) -> str:
+    """Write the tables of what is done so far; returns what `results.md` says."""
     results = {
         "study": "gaze",
         "recipe": recipe.name,
@@ -392,15 +394,16 @@ def write_results(args: argparse.Namespace, recipe: Recipe, records: list[dict],
         "test_data": data_name(args.test_data),
         "same_steps": args.same_steps,
         "seeds": args.seeds,
-        "test_films": len(records),
+        "test_films": len(patients),
         "patients": len(set(patients)),
         "regimes": regimes,
     }
     write_json(Path(args.out) / "results.json", results)
+    overrides = "".join(f" {one}" for one in args.overrides)
     text = (
-        f"# What gaze buys: {len(records)} test films of {len(set(patients))} patients\n\n"
-        f"Trained by the recipe {recipe.name}{' ' + ' '.join(args.overrides) if args.overrides else ''} on "
-        f"{data_name(args.data)}; test films: {data_name(args.test_data)}. "
+        f"# What gaze buys: {len(patients)} test films of {len(set(patients))} patients\n\n"
+        f"Trained by the recipe {recipe.name}{overrides} on {data_name(args.data)}; test films: "
+        f"{data_name(args.test_data)}. "
         + ("Every regime trains for the steps of the largest. " if args.same_steps else "")
         + "Brackets: 95 % paired bootstrap intervals over test patients, which keep the seeds; not corrected for the "
         "number of comparisons.\n"
