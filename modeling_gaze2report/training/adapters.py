@@ -22,12 +22,11 @@ from ..hub_space.export import write_adapter_folder
 from ..modeling_gaze2report import Gaze2ReportForConditionalGeneration
 from ..processing.errors import ModelError, RecipeError
 from ..processing.processing_gaze2report import Gaze2ReportProcessor
+from ..quantization import quantization_config
 from .recipe import LoraRecipe
 
 # Parts that LoRA does not reach: small, or not a stack of matrices. They learn whole.
 WHOLE_PARTS = ("scanpath", "fusion", "perception", "projector")
-# What stays as it is in a model of 4 bits: everything but the layers of the language model.
-FULL_PRECISION_PARTS = ("model.vision_tower", *(f"model.{part}" for part in WHOLE_PARTS), "lm_head")
 ADAPTER = "default"
 
 
@@ -181,17 +180,7 @@ def four_bit_config(compute_dtype: torch.dtype = torch.bfloat16) -> BitsAndBytes
         raise RecipeError("4-bit training needs a CUDA device, and this machine has none: leave quantisation out.")
     if not is_bitsandbytes_available():
         raise RecipeError("4-bit training needs the package bitsandbytes: pip install bitsandbytes")
-    return bits_and_bytes_config(compute_dtype)
-
-
-def bits_and_bytes_config(compute_dtype: torch.dtype) -> BitsAndBytesConfig:
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute_dtype,
-        llm_int8_skip_modules=list(FULL_PRECISION_PARTS),  # its name is historical: it holds for 4 bits, too
-    )
+    return quantization_config(4, compute_dtype)
 
 
 def prepare_four_bit(
