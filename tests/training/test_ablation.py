@@ -26,7 +26,7 @@ def test_films(data):
 
 
 def arguments(study, data, out, *more):
-    return [study, "--data", str(data), "--out", str(out), "--seeds", "2", *more, *TOY]
+    return [study, "--data", str(data), "--out", str(out), "--seeds", "2", *TOY, "data.max_validation_records=1", *more]
 
 
 def cut_off_and_continue(command, trainings_before):
@@ -37,7 +37,11 @@ def cut_off_and_continue(command, trainings_before):
         if len(trained) == trainings_before and not is_continued:
             raise KeyboardInterrupt
         trained.append("/".join(recipe.output.split("/")[-2:]))
-        return run(recipe)
+        folder = run(recipe)
+        # Hardly trained, the model would write on to the end of what it may.
+        file = folder / "generation_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"max_new_tokens": 12}))
+        return folder
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ablation, "run", counted)
