@@ -292,6 +292,16 @@ def at_least_one(text: str) -> int:
     return int(text)
 
 
+def status_of(study: Callable[[], str]) -> int:
+    """Run a study as a command: print what it says; the exit status, 2 with a line on stderr where it cannot be run."""
+    try:
+        print(study())
+    except Gaze2ReportError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m modeling_gaze2report.training.ablation", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -309,12 +319,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--keep-models", action="store_true", help="do not delete the models that were compared")
     args = parser.parse_intermixed_args(arguments)
-    try:
-        print(run_study(args))
-    except Gaze2ReportError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return status_of(lambda: run_study(args))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from PIL import Image
 from ..inference import Reader, image_features, load_reader
 from ..processing.anatomy import REGION_BY_NAME, REGION_NAMES
 from ..processing.datasets.source_films import BOX_FINDINGS, PERMISSIVE, FilmRow, read_film_rows
-from ..processing.errors import DataError, Gaze2ReportError
+from ..processing.errors import DataError
 from ..processing.image_processing_gaze2report import load_film
 from ..processing.metrics.boxes import pairwise_iou
 from ..processing.metrics.files import write_json, write_text
@@ -38,6 +38,7 @@ from ..processing.metrics.findings import finding_statistics
 from ..processing.metrics.resampling import Bootstrap, compare_all, mean_statistics, score_all
 from ..processing.metrics.results import interval, table
 from ..processing.report_labels import FINDINGS
+from .ablation import status_of
 
 PARTS = ("test", "validation", "all")
 # Structures with drawn boxes: names of the boxes, and regions of the model whose hull is compared with theirs.
@@ -399,12 +400,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=int, default=8, help="films at once (default: 8)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     args = parser.parse_args(arguments)
-    try:
-        print(run_study(args))
-    except Gaze2ReportError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return status_of(lambda: run_study(args))
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ from transformers import set_seed
 from ..evaluation import ModelPredictor, data_name
 from ..inference import Reader, load_reader
 from ..processing.datasets.reading import load_split
-from ..processing.errors import DataError, Gaze2ReportError
+from ..processing.errors import DataError
 from ..processing.metrics.controls import GAZE_SOURCES
 from ..processing.metrics.evaluation import Prediction, dataset_statistics, predict_all
 from ..processing.metrics.files import write_json, write_text
@@ -48,7 +48,15 @@ from ..processing.metrics.reports import PROTOCOLS
 from ..processing.metrics.resampling import Bootstrap, Metric, compare_runs, seed_summary
 from ..processing.metrics.results import metric_title, number, ordered_metrics, table
 from ..processing.metrics.scanpath_scoring import ScanpathScoring
-from .ablation import at_least_one, open_study, remove_model, signed_interval, study_settings, train_once
+from .ablation import (
+    at_least_one,
+    open_study,
+    remove_model,
+    signed_interval,
+    status_of,
+    study_settings,
+    train_once,
+)
 from .data import ReportCollator, load_records
 from .progress import duration, probe_batch, probe_step, unchanged
 from .recipe import Recipe, StageRecipe, load_recipe
@@ -509,12 +517,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--control-seed", type=int, default=0, metavar="K", help="of the wrong gaze (default: 0)")
     parser.add_argument("--keep-models", action="store_true", help="do not delete the models that were compared")
     args = parser.parse_intermixed_args(arguments)
-    try:
-        print(run_study(args))
-    except Gaze2ReportError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return status_of(lambda: run_study(args))
 
 
 if __name__ == "__main__":

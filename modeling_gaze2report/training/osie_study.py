@@ -40,13 +40,14 @@ from ..configuration_gaze2report import Gaze2ReportScanpathConfig
 from ..modeling_scanpath import Gaze2ReportScanpathModel
 from ..processing.datasets.source_scanpaths import OsieSource
 from ..processing.datasets.writing import Dropped
-from ..processing.errors import DataError, Gaze2ReportError
+from ..processing.errors import DataError
 from ..processing.metrics.files import Scanpath, write_json, write_text
 from ..processing.metrics.resampling import Bootstrap, Statistics, compare_all, ratio, score_all, seed_summary
 from ..processing.metrics.results import interval, metric_title, number, ordered_metrics, table
 from ..processing.metrics.saliency import density_map, pixel_indices
 from ..processing.metrics.scanpath_scoring import Prior, ScanpathScores, ScanpathScoring, human_ceiling, score_scanpaths
 from ..processing.metrics.scanpaths import RegionSequence, ScanpathMetrics
+from .ablation import status_of
 from .losses import scanpath_loss
 from .stages import preserved_randomness
 
@@ -569,6 +570,7 @@ def run_study(args: argparse.Namespace, settings: Settings) -> str:
     Raises:
         DataError: data that cannot be used; results of other settings in the folder.
     """
+    check(args, settings)
     if args.threads:
         torch.set_num_threads(args.threads)
     out = Path(args.out)
@@ -773,14 +775,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, help="of torch; left out, its own choice")
     names = list(options(parser))
     args = parser.parse_args(arguments)
-    try:
-        settings = Settings(**{name: getattr(args, name) for name in names})
-        check(args, settings)
-        print(run_study(args, settings))
-    except Gaze2ReportError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    settings = Settings(**{name: getattr(args, name) for name in names})
+    return status_of(lambda: run_study(args, settings))
 
 
 def check(args: argparse.Namespace, settings: Settings) -> None:
