@@ -14,7 +14,6 @@ from decimal import Decimal
 import numpy as np
 
 from ..errors import InputError
-from ..metrics.files import write_text
 
 # A chest film read at a workstation spans about 27 degrees of visual angle; used where a recording does not say.
 DEGREES_PER_WIDTH = 27.0
@@ -166,6 +165,8 @@ def canonical_line(scanpath: Scanpath) -> str:
 
 def write_canonical(scanpaths: list[Scanpath], path: str | os.PathLike) -> None:
     """Writes canonical JSONL whole or not at all; raises as `write_text`."""
+    from ..metrics.files import write_text  # the Space has this file for reading gaze, and no metrics
+
     write_text(path, "".join(canonical_line(scanpath) + "\n" for scanpath in scanpaths))
 
 

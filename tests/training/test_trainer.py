@@ -212,7 +212,7 @@ NEAR_THE_FLOOR = {
     "contrast": 0.1,
     "findings": 0.05,
     "finding_boxes": 0.5,
-    "finding_maps": 0.05,
+    "finding_maps": 0.02,
     "region_boxes": 0.25,
     "gaze_attention": 0.1,
     "scanpath_map": 0.05,
@@ -220,7 +220,8 @@ NEAR_THE_FLOOR = {
 }
 GROUPS = {
     "text": (("report", "contrast"), 200),
-    "findings": (("findings", "finding_boxes", "finding_maps", "region_boxes"), 500),
+    "findings": (("findings", "finding_boxes", "region_boxes"), 500),
+    "maps": (("finding_maps",), 300),
     "gaze": (("scanpath", "scanpath_map", "gaze_attention"), 200),
 }
 
