@@ -204,8 +204,8 @@ SENTENCES = (
 )
 # Every loss but one has its floor at zero, and eight records of one reader and one sentence each leave nothing that a
 # model could not know. (The expected map is made of whole cells: its floor is what moving each fixation to the middle
-# of its cell costs, and is added below.) A box whose sides are 1 % off and which shares 90 % of its hull with the true
-# one costs 0.25; of a nodule 6 % wide, half a per cent off at each side costs 0.6. A density has no floor: knowing the
+# of its cell costs, and is added below.) A box whose sides are 2 % off and which shares 80 % of its hull with the true
+# one costs 0.5; of a nodule 6 % wide, half a per cent off at each side costs 0.6. A density has no floor: knowing the
 # cell of a fixation is worth log 64 against guessing, its duration within a tenth of itself more than 1.
 NEAR_THE_FLOOR = {
     "report": 0.1,
@@ -213,7 +213,7 @@ NEAR_THE_FLOOR = {
     "findings": 0.05,
     "finding_boxes": 0.5,
     "finding_maps": 0.02,
-    "region_boxes": 0.25,
+    "region_boxes": 0.5,
     "gaze_attention": 0.1,
     "scanpath_map": 0.05,
     "scanpath": -math.log(64) - 1,
