@@ -29,7 +29,7 @@ from ..processing.processing_gaze2report import Gaze2ReportProcessor
 from ..processing.report_labels import FINDINGS
 from .losses import IGNORED
 from .recipe import DataRecipe
-from .tasks import TASKS, TaskExample, make_example
+from .tasks import TASKS, TASKS_WITH_GAZE, TaskExample, make_example
 
 # Fixations from which a recording is trusted in full, and the share of the reading's time that they should fill.
 TRUSTED_FIXATIONS = 10
@@ -264,6 +264,8 @@ class ReportCollator:
         recorded_gaze_end, predicted_gaze_end: the shares at the end of the stage; left out, they stay.
         seed: of all draws.
         tasks: share of each task.
+        texts_per_film: tasks of each film, all different. Those beyond the first share what the film showed to it, so
+            that much text is learned from for one look; a first task with a gaze of its own stays alone.
         max_report_tokens: longer answers are cut.
         readers: number of each reader that the scanpath model knows, from 1.
         reader_dropout: share of the records whose reader is hidden.
@@ -278,6 +280,7 @@ class ReportCollator:
     predicted_gaze_end: float | None = None
     seed: int = 0
     tasks: dict[str, float] = field(default_factory=lambda: {"report": 1.0})
+    texts_per_film: int = 1
     max_report_tokens: int = 256
     readers: dict[str, int] = field(default_factory=dict)
     reader_dropout: float = 0.5
@@ -300,6 +303,14 @@ class ReportCollator:
         )
         side = batch["pixel_values"].shape[-1]
         prompts = [ids[mask.bool()] for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
+        rows = list(range(len(films)))
+        for place, (record, task, example) in enumerate(zip(records, tasks[:], examples[:], strict=True)):
+            for more, another in self.draw_more(record, place, task, example):
+                rows.append(place)
+                tasks.append(more)
+                examples.append(another)
+                prompts.append(self.prompt_tokens(another.prompt))
+        batch["row_films"] = torch.tensor(rows)
         answers = [self.tokens(example.target) for example in examples]
         batch |= join(prompts, answers, self.processor.tokenizer.pad_token_id)
         batch["tasks"] = torch.tensor([TASKS.index(task) for task in tasks])
@@ -321,14 +332,14 @@ class ReportCollator:
         batch["mapped_findings"] = torch.tensor(np.array([mapped_findings(record) for record in records]))
         if self.with_text:
             batch |= self.text_features(records)
-        return dict(batch) | {"record_ids": [record["image_id"] for record in records]}
+        # The first tensor says how many records there are, to those who ask the batch.
+        batch = {"pixel_values": batch["pixel_values"]} | dict(batch)
+        return batch | {"record_ids": [record["image_id"] for record in records]}
 
     def draw(self, record: dict, place: int) -> tuple[str, TaskExample, str, np.ndarray | None, int]:
         """Task, example, source of gaze, the gaze that is shown where it is recorded, and number of the reader."""
         generator = np.random.default_rng([self.seed, record.get("epoch", 0), record.get("index", place)])
-        names = list(self.tasks)
-        shares = np.array([self.tasks[name] for name in names], dtype=float)
-        task = names[generator.choice(len(names), p=shares / shares.sum())]
+        task = draw_task(self.tasks, generator)
         gaze = self.shortened(gaze_of(record))
         source = self.draw_source(gaze, generator, record.get("progress", 0.0))
         is_hidden = generator.random() < self.reader_dropout
@@ -342,6 +353,21 @@ class ReportCollator:
         if example.gaze is not None:
             return task, example, "recorded", self.shortened(example.gaze), reader
         return task, example, source, gaze if source == "recorded" else None, reader
+
+    def draw_more(self, record: dict, place: int, task: str, example: TaskExample) -> Iterator[tuple[str, TaskExample]]:
+        """Further tasks of a film and their examples; what its record lacks the annotation for is left out."""
+        if example.gaze is not None:
+            return
+        left = {name: share for name, share in self.tasks.items() if name not in (task, *TASKS_WITH_GAZE) and share}
+        for number in range(1, self.texts_per_film):
+            if not left:
+                return
+            generator = np.random.default_rng([self.seed, record.get("epoch", 0), record.get("index", place), number])
+            more = draw_task(left, generator)
+            del left[more]
+            another = make_example(record, more, self.processor, generator)
+            if another is not None:
+                yield more, another
 
     def draw_source(self, gaze: np.ndarray | None, generator: np.random.Generator, progress: float = 0.0) -> str:
         recorded = between(self.recorded_gaze, self.recorded_gaze_end, progress)
@@ -357,6 +383,12 @@ class ReportCollator:
             return gaze
         longest = np.argsort(-gaze[:, 2], kind="stable")[: self.processor.max_fixations]
         return gaze[np.sort(longest)]
+
+    def prompt_tokens(self, prompt: str) -> torch.Tensor:
+        """Tokens of a prompt about one film, as the processor makes them where it is given both."""
+        (rendered,) = self.processor.render_prompts([prompt], [[None]], False)
+        text = rendered.replace(self.processor.image_token, self.processor.replace_image_token({}, 0))
+        return torch.tensor(self.processor.tokenizer(text)["input_ids"])
 
     def tokens(self, text: str) -> list[int]:
         """Tokens of an answer with its end, or none."""
@@ -386,6 +418,12 @@ class ReportCollator:
         has_text = mask.any(-1)
         mask[:, 0] |= ~has_text  # attention over nothing would not be a number
         return {"text_ids": ids, "text_mask": mask, "text_keys": torch.tensor(keys), "has_text": has_text}
+
+
+def draw_task(shares: dict[str, float], generator: np.random.Generator) -> str:
+    names = list(shares)
+    weights = np.array(list(shares.values()), dtype=float)
+    return names[generator.choice(len(names), p=weights / weights.sum())]
 
 
 def between(start: float, end: float | None, progress: float) -> float:

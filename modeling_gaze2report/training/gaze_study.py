@@ -226,6 +226,7 @@ def seconds_per_step(recipe: Recipe) -> dict[str, float]:
                 recorded_gaze=stage.recorded_gaze,
                 predicted_gaze=stage.predicted_gaze,
                 tasks=stage.tasks,
+                texts_per_film=stage.texts_per_film,
                 with_text=bool(stage.losses.contrast),
             )
             trainer = StageTrainer(

@@ -156,6 +156,8 @@ class StageRecipe:
         length_groups: the language model reads a batch in so many parts, each of rows of like length. Changes no loss;
             saves time on CPUs, where padding costs as much as text.
         tasks: share of each task among the records; a record that lacks what its task needs gives its report.
+        texts_per_film: tasks of each record in a step, all different; vision, gaze and graph are run once for them.
+            `observe` and `order` show a gaze of their own: a record that draws one of them first has that task alone.
         recorded_gaze, predicted_gaze: shares of the records whose gaze is recorded or predicted; the rest has none. A
             record without a recording has predicted gaze or none, in the same proportion.
         recorded_gaze_end, predicted_gaze_end: the shares at the end, reached in a straight line; left out, they stay.
@@ -179,6 +181,7 @@ class StageRecipe:
     weight_decay: float = 0.05
     length_groups: int = 1
     tasks: dict = field(default_factory=lambda: {"report": 1.0})
+    texts_per_film: int = 1
     recorded_gaze: float = 0.5
     predicted_gaze: float = 0.3
     recorded_gaze_end: float | None = None
@@ -301,6 +304,8 @@ def check(recipe: Recipe, file: str) -> None:
                 )
         if not all(isinstance(share, (int, float)) and share >= 0 for share in stage.tasks.values()):
             raise RecipeError(f"{file}: {where}.tasks: shares must be numbers of at least 0.")
+        if stage.texts_per_film < 1:
+            raise RecipeError(f"{file}: {where}.texts_per_film = {stage.texts_per_film} must be at least 1.")
         if not sum(stage.tasks.values()):
             raise RecipeError(f"{file}: {where}.tasks: one share must be above 0.")
         if recipe.data.streaming and stage.max_steps is None:

@@ -264,12 +264,9 @@ class LossModel(nn.Module):
         return report_loss(values, count), metrics
 
     def images_of(self, batch: dict, features, rows: torch.Tensor):
-        """The image features of some rows of a batch; a row may hold several images, or none."""
-        num_tokens = (batch["input_ids"] == self.core.config.image_token_id).sum(-1)
-        num_images = (num_tokens // max(1, len(features.pooler_output[0]))).tolist()
-        first = [sum(num_images[:row]) for row in range(len(num_images))]
-        tokens = [features.pooler_output[first[row] + one] for row in rows.tolist() for one in range(num_images[row])]
-        return type(features)(pooler_output=tokens)
+        """The image features of some rows of a batch."""
+        films = batch["row_films"][rows].tolist()
+        return type(features)(pooler_output=[features.pooler_output[film] for film in films])
 
     def text_states(self, batch: dict) -> torch.Tensor:
         """The language model's states over the reports alone, (B, L, d)."""
@@ -917,6 +914,7 @@ def run_stage(
         predicted_gaze_end=stage.predicted_gaze_end,
         seed=recipe.seed,
         tasks=stage.tasks,
+        texts_per_film=stage.texts_per_film,
         readers={} if is_stream else number_readers(train, config.scanpath_config.num_readers),
         reader_dropout=stage.reader_dropout,
         agreement=reader_agreement(train, config.grid_size, sigma)

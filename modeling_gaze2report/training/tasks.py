@@ -33,6 +33,8 @@ from ..processing.structured import (
 )
 
 TASKS = ("report", "reading", "grounded", "structured", "ask", "ground", "describe", "observe", "order")
+# Tasks whose examples show a gaze of their own in place of the record's.
+TASKS_WITH_GAZE = ("observe", "order")
 ASSERTED = ("positive", "uncertain")
 # The eye leads the voice: what a sentence rests on was looked at from this long before it was begun (GazeX).
 EYE_LEAD_S = 2.0
@@ -498,4 +500,12 @@ def tokenizer_texts(records: Iterable[dict], seed: int = 0) -> Iterator[str]:
         yield " ".join(box_text(row / LAST_COORDINATE) for row in numbers)
 
 
-__all__ = ["MAKERS", "TASKS", "TaskExample", "make_example", "report_in_reading_order", "tokenizer_texts"]
+__all__ = [
+    "MAKERS",
+    "TASKS",
+    "TASKS_WITH_GAZE",
+    "TaskExample",
+    "make_example",
+    "report_in_reading_order",
+    "tokenizer_texts",
+]

@@ -8,8 +8,11 @@ import torch
 from PIL import Image
 
 from modeling_gaze2report.processing.anatomy import REGION_NAMES
+from modeling_gaze2report.processing.datasets.phantom import generate_phantom
+from modeling_gaze2report.processing.datasets.record import empty_record
 from modeling_gaze2report.processing.report_labels import FINDINGS
 from modeling_gaze2report.training.data import IGNORED, RecordStream, ReportCollator
+from modeling_gaze2report.training.tasks import TASKS
 
 from ..tiny_export import NUM_VISUAL_GAZE_TOKENS, build_tiny_model
 
@@ -162,3 +165,61 @@ def test_a_stream_goes_on_pass_after_pass_and_knows_how_far_it_is():
         assert sorted(record["index"] for record in one_pass) == list(range(5))
         assert all(record["image_id"] == f"film {record['index']}" for record in one_pass)
     assert list(RecordStream(rows.to_iterable_dataset().filter(lambda record: False))) == []
+
+
+# -- several texts of one film ----------------------------------------------------------------------------------------
+
+PHANTOMS = [empty_record("", "", "") | generate_phantom(seed=3, index=number, image_size=64) for number in range(6)]
+ALL_TASKS = {"report": 1.0, "grounded": 1.0, "ask": 1.0, "ground": 1.0}
+
+
+def tasks_of_films(batch):
+    tasks = {}
+    for film, task in zip(batch["row_films"].tolist(), batch["tasks"].tolist(), strict=True):
+        tasks.setdefault(film, []).append(TASKS[task])
+    return tasks
+
+
+def test_further_texts_have_the_prompts_of_the_processor(processor):
+    films = PHANTOMS[:2]
+    batch = ReportCollator(processor, tasks={"report": 1.0, "grounded": 1.0}, texts_per_film=2)(films)
+
+    for row, (film, task) in enumerate(zip(batch["row_films"].tolist(), batch["tasks"].tolist(), strict=True)):
+        expected = processor(images=films[film]["image"], text=processor.task_prompt(TASKS[task]))["input_ids"][0]
+        assert batch["input_ids"][row, : len(expected)].tolist() == list(expected)
+        assert (batch["labels"][row, : len(expected)] == IGNORED).all()
+        assert batch["labels"][row, len(expected)] != IGNORED
+
+
+def test_the_texts_of_a_film_are_different_tasks_and_the_first_is_that_of_one_text(processor):
+    films = PHANTOMS
+    one = tasks_of_films(ReportCollator(processor, tasks=ALL_TASKS)(films))
+    three = tasks_of_films(ReportCollator(processor, tasks=ALL_TASKS, texts_per_film=3)(films))
+
+    assert all(three[film][0] == tasks[0] for film, tasks in one.items())
+    assert all(len(set(tasks)) == 3 for tasks in three.values())
+
+
+def test_there_are_no_more_texts_than_tasks_and_annotation(processor):
+    films = [film | {"questions": []} for film in PHANTOMS[:2]]
+
+    batch = ReportCollator(processor, tasks={"report": 1.0, "ask": 1.0, "reading": 0.0}, texts_per_film=5)(films)
+
+    assert tasks_of_films(batch) == {0: ["report"], 1: ["report"]}
+
+
+def test_a_film_that_shows_gaze_of_its_task_has_that_task_alone(processor):
+    tasks = {"order": 1.0, "report": 1e-9}
+
+    batch = ReportCollator(processor, tasks=tasks, texts_per_film=3)(PHANTOMS[:4])
+
+    # One film's reading has too few parts to be put in order.
+    assert tasks_of_films(batch) == {0: ["order"], 1: ["report"], 2: ["order"], 3: ["order"]}
+
+
+def test_a_task_with_gaze_of_its_own_is_never_added_to_another(processor):
+    tasks = {"order": 1e-9, "observe": 1e-9, "report": 1.0}
+
+    batch = ReportCollator(processor, tasks=tasks, texts_per_film=3)(PHANTOMS[:4])
+
+    assert tasks_of_films(batch) == {film: ["report"] for film in range(4)}

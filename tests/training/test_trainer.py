@@ -58,6 +58,30 @@ def test_reading_a_batch_in_parts_of_like_length_changes_no_loss(number):
     assert_equal_gradients(first, second, 1e-5)
 
 
+def test_a_film_is_read_once_for_all_its_texts_and_their_loss_is_that_of_films_read_for_each():
+    model, processor = without_dropout()
+    stage = StageRecipe("report", list(PARTS), LossWeights(report=1.0), tasks=dict.fromkeys(("report", "ask"), 1.0))
+    several = ReportCollator(processor, predicted_gaze=0.0, recorded_gaze=1.0, tasks=stage.tasks, texts_per_film=2)
+    records = [one | {"report": text} for one, text in zip(phantoms(range(3)), SENTENCES, strict=False)]
+    batch = several(records)
+    learner = LossModel(model, stage).eval()
+
+    loss = learner(batch)[0]["report"]
+
+    assert batch["row_films"].tolist() == [0, 1, 2, 0, 1, 2]
+    assert len(batch["pixel_values"]) == 3
+    sums, tokens = 0.0, 0
+    for row, film in enumerate(batch["row_films"].tolist()):
+        # The rows' own prompts and answers with every film encoded for each.
+        alone = several([records[film]])
+        for name in ("input_ids", "attention_mask", "labels", "tasks"):
+            alone[name] = batch[name][row : row + 1]
+        alone["row_films"] = torch.tensor([0])
+        count = (alone["labels"][:, 1:] != -100).sum()
+        sums, tokens = sums + learner(alone)[0]["report"] * count, tokens + count
+    torch.testing.assert_close(loss, sums / tokens, rtol=1e-5, atol=0)
+
+
 def test_parts_of_a_batch_are_as_long_as_their_longest_row():
     mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 0, 0]])
 
