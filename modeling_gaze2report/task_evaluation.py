@@ -19,6 +19,7 @@ from .inference import (
     image_features,
     observe_gaze,
     recover_order,
+    seen_boxes_only,
 )
 from .processing.anatomy import REGION_NAMES
 from .processing.grounding import read_order
@@ -160,7 +161,10 @@ class TaskEvaluation:
                 "reading": [processor.task_prompt("reading")] * len(films),
             }
             for task, asked in prompts.items():
-                sequences, _, _ = generate_reports(self.reader, films, None, self.gaze_source, None, asked, features)
+                allowed = seen_boxes_only(self.reader, features) if task == "grounded" else None
+                sequences, _, _ = generate_reports(
+                    self.reader, films, None, self.gaze_source, None, asked, features, allowed=allowed
+                )
                 texts = processor.post_process_grounding(processor.batch_decode_report(sequences), films)
                 written[task] += [text.text for text in texts]
                 if task == "grounded":
