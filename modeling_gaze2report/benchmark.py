@@ -5,11 +5,15 @@ that nothing has to be downloaded and the gaze costs as much as it can. Every co
 turn, baseline and ours, several times; a row gives medians and the distance between the quartiles. The processor time
 of all threads stands beside the wall time: it hardly changes when other programs use the machine.
 
+Rows that say "compiled" decode the scanpath with `compile_decoding`, which needs a C++ compiler on a processor; where
+nothing compiles they say so. The compiler starts with an empty cache, and its time is a row of its own.
+
 Memory is the peak of the resident set while the call runs, above what was resident before it, plus the weights that the
 call uses (Linux); on CUDA, the peak that PyTorch allocated, likewise.
 """
 
 import contextlib
+import copy
 import json
 import os
 import platform
@@ -110,7 +114,8 @@ class Row:
     Attributes:
         group: the name by which `--rows` chooses it.
         what, baseline: what was run, and what it is compared with.
-        ours, against: medians of both, in `unit`; `against` is `None` where nothing is compared.
+        ours, against: medians of both, in `unit`; `against` is `None` where nothing is compared, `ours` where nothing
+            was run, for the reason that stands in the place of the baseline.
         spread: distance between the quartiles of each, in `unit`.
         ratio: ours / baseline: the median of the ratios of runs that followed one another.
         processor_ratio: the same of the processor time of all threads, where it was measured.
@@ -122,7 +127,7 @@ class Row:
     what: str
     baseline: str
     unit: str
-    ours: float
+    ours: float | None
     against: float | None = None
     spread: tuple[float, ...] = ()
     ratio: float | None = None
@@ -179,6 +184,14 @@ def quartile_distance(values: list[float]) -> float:
 def ratio_of(ours: list[float], baseline: list[float]) -> float:
     """Median of the ratios of neighbouring runs: what slows the machine for a while slows both."""
     return statistics.median(mine / theirs for mine, theirs in zip(ours, baseline, strict=True))
+
+
+def summed(first: Timing, second: Timing) -> Timing:
+    """Of two functions, run by run."""
+    return Timing(
+        [a + b for a, b in zip(first.wall, second.wall, strict=True)],
+        [a + b for a, b in zip(first.processor, second.processor, strict=True)],
+    )
 
 
 def compared(group: str, what: str, baseline: str, ours: Timing, against: Timing, limit: float, strict=False) -> Row:
@@ -340,6 +353,67 @@ def prompts(
         "attention_mask": torch.ones_like(input_ids),
         "pixel_values": pixels.to(preset.device, getattr(torch, preset.dtype)),
     }
+
+
+# -- compiling --------------------------------------------------------------------------------------------------------
+
+
+class NotCompiledError(RuntimeError):
+    """There is nothing on this machine that compiles."""
+
+
+@contextlib.contextmanager
+def empty_compiler_cache() -> Iterator[None]:
+    """What was compiled before does not count, and what is compiled is forgotten."""
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    before = os.environ.get(name)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        os.environ[name] = folder
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = before
+
+
+def compiled_twin(scanpath, predict: Callable) -> tuple:
+    """A second model on the same weights whose decoding is compiled, and the seconds that its first reading took.
+
+    Args:
+        scanpath: scanpath model; it stays as it is.
+        predict: takes a model, predicts what is to be measured.
+
+    Raises:
+        NotCompiledError: there is no compiler, or it failed.
+    """
+    import torch
+
+    torch.compiler.reset()  # or another size of the same code would count as a recompilation, of which few are allowed
+    twin = copy.copy(scanpath)
+    twin.compile_decoding()
+    start = time.perf_counter()
+    try:
+        predict(twin)
+    except RuntimeError as error:  # of TorchDynamo, of Inductor and of the compiler behind it
+        raise NotCompiledError(str(error).strip().splitlines()[0]) from error
+    return twin, time.perf_counter() - start
+
+
+def check_same_readings(compiled, eager) -> None:
+    """Nine of ten readings are equal: rounding may turn the draw of a cell, and everything after it.
+
+    Raises:
+        ModelError: fewer are.
+    """
+    near = (compiled.fixations - eager.fixations).abs().amax((-2, -1)) < 1e-3
+    if near.float().mean() < 0.9:
+        raise ModelError("compiled and eager decoding give different readings; their times say nothing.")
+
+
+def not_compiled(group: str, what: str, error: NotCompiledError) -> Row:
+    return Row(group, what, f"not run: {error}", "", ours=None)
 
 
 # -- rows -------------------------------------------------------------------------------------------------------------
@@ -568,24 +642,40 @@ class Benchmark:
         with torch.device(self.preset.device):
             scanpath = Gaze2ReportScanpathModel(Gaze2ReportScanpathConfig(max_fixations=40)).eval()
         never_end(scanpath)
-        rows = []
+        rows, compiling = [], []
         for batch_size in (1, 8):
             patches = torch.randn(batch_size, 196, scanpath.config.vision_hidden_size, device=self.preset.device)
 
-            def predict(use_cache, patches=patches):
-                return lambda: scanpath.predict(patches, num_samples=8, do_sample=True, use_cache=use_cache)
+            def predict(model, patches=patches, use_cache=True):
+                generator = torch.Generator(self.preset.device).manual_seed(0)
+                return model.predict(patches, num_samples=8, do_sample=True, generator=generator, use_cache=use_cache)
 
-            timings = self.time({"ours": predict(True), "baseline": predict(False)})
-            rows.append(
+            what = f"40 fixations, 8 samples per film, batch {batch_size}"
+            functions = {"": lambda predict=predict: predict(scanpath)}
+            try:
+                twin, seconds = compiled_twin(scanpath, predict)
+            except NotCompiledError as error:
+                compiling.append(not_compiled("scanpath", f"{what}, compiled", error))
+            else:
+                check_same_readings(predict(twin), predict(scanpath))
+                functions[", compiled"] = lambda predict=predict, twin=twin: predict(twin)
+                compiling.append(
+                    Row("scanpath", f"{what}: compiling, once, with its first reading", "none", "s", seconds)
+                )
+            baseline = {"baseline": lambda predict=predict: predict(scanpath, use_cache=False)}
+            timings = self.time(functions | baseline)
+            rows += [
                 compared(
                     "scanpath",
-                    f"40 fixations, 8 samples per film, batch {batch_size}",
+                    what + how,
                     "the same decoder without cache",
-                    timings["ours"],
+                    timings[how],
                     timings["baseline"],
                     0.35,
                 )
-            )
+                for how in functions
+            ]
+        rows += compiling
         self.say_rows(rows)
         return rows
 
@@ -643,43 +733,59 @@ class Benchmark:
             "fixations": [{"num_patches": 196, "num_fixations": count, "batch_size": 8} for count in (16, 32, 64)],
             "batch": [{"num_patches": 196, "num_fixations": 16, "batch_size": count} for count in (1, 8, 64)],
         }
-        rows = []
+        rows, compiling = [], []
         for axis, points in axes.items():
-            shares = []
+            shares: dict[str, list[float]] = {}
             for sizes in points:
-                timings = self.time(growth_functions(self.preset, **sizes))
-                gaze = Timing(
-                    *(
-                        [
-                            a + b
-                            for a, b in zip(
-                                getattr(timings["scanpath"], kind), getattr(timings["graph"], kind), strict=True
-                            )
-                        ]
-                        for kind in ("wall", "processor")
-                    )
-                )
+                functions, scanpath, predict = growth_functions(self.preset, **sizes)
+                try:
+                    twin, seconds = compiled_twin(scanpath, predict)
+                except NotCompiledError as error:
+                    refused = not_compiled("growth", "graph + compiled scanpath, all sizes", error)
+                else:
+                    functions["compiled scanpath"] = lambda predict=predict, twin=twin: predict(twin)
+                    compiling.append(seconds)
+                timings = self.time(functions)
                 words = ", ".join(
                     f"{value} {name.removeprefix('num_').replace('_size', '')}" for name, value in sizes.items()
                 )
-                row = compared("growth", f"graph + scanpath, {words}", "the vision tower", gaze, timings["tower"], 0.25)
-                rows.append(row)
-                shares.append(row.ratio)
-                point = {name: 1e3 * statistics.median(timing.wall) for name, timing in timings.items()}
-                self.growth_points.append({"axis": axis, **sizes, **point, "share": row.ratio})
-            growing = Row(
-                "growth",
-                f"share of graph + scanpath, {axis} x {list(points[-1].values())[list(AXIS_FIELDS).index(axis)]}",
-                "the same share at the smallest size",
-                "of the tower",
-                ours=shares[-1],
-                against=shares[0],
-                ratio=shares[-1] / shares[0],
-                limit=1.0,
-            )
-            rows.append(growing)
-            self.say_rows(rows[-len(points) - 1 :])
-        return rows
+                point = {"axis": axis, **sizes, "share": {}}
+                point |= {name: 1e3 * statistics.median(timing.wall) for name, timing in timings.items()}
+                for name in ("scanpath", "compiled scanpath"):
+                    if name not in timings:
+                        continue
+                    gaze = summed(timings[name], timings["graph"])
+                    row = compared(
+                        "growth", f"graph + {name}, {words}", "the vision tower", gaze, timings["tower"], 0.25
+                    )
+                    rows.append(row)
+                    shares.setdefault(name, []).append(row.ratio)
+                    point["share"][name] = row.ratio
+                    self.say_rows([row])
+                self.growth_points.append(point)
+            largest = list(points[-1].values())[list(AXIS_FIELDS).index(axis)]
+            growing = [
+                Row(
+                    "growth",
+                    f"share of graph + {name}, {axis} x {largest}",
+                    "the same share at the smallest size",
+                    "of the tower",
+                    ours=share[-1],
+                    against=share[0],
+                    ratio=share[-1] / share[0],
+                    limit=1.0,
+                )
+                for name, share in shares.items()
+            ]
+            self.say_rows(growing)
+            rows += growing
+        if compiling:
+            what = f"compiling the scanpath's step, once for each of {len(compiling)} sizes"
+            last = Row("growth", what, "none", "s", ours=sum(compiling))
+        else:
+            last = refused
+        self.say_rows([last])
+        return [*rows, last]
 
     def startup(self) -> list[Row]:
         """Starting up: importing, and one report from the command line with the embedded checkpoint."""
@@ -729,8 +835,12 @@ GROUPS = {
 }
 
 
-def growth_functions(preset: Preset, num_patches: int, num_fixations: int, batch_size: int) -> dict[str, Callable]:
-    """Vision tower, scanpath model and graph on films of `num_patches` patches."""
+def growth_functions(preset: Preset, num_patches: int, num_fixations: int, batch_size: int) -> tuple:
+    """Vision tower, scanpath model and graph on films of `num_patches` patches.
+
+    Returns:
+        the three to be called by name; the scanpath model; what predicts its readings, of any such model.
+    """
     import torch
     from transformers import AutoModel
 
@@ -755,12 +865,16 @@ def growth_functions(preset: Preset, num_patches: int, num_fixations: int, batch
         patches = torch.randn(batch_size, num_patches, width)
         fixations = torch.rand(batch_size, num_fixations, 3)
     never_end(scanpath)
+
+    def predict(model):
+        return model.predict(patches)
+
     functions = {
         "tower": lambda: tower(pixel_values=pixels),
-        "scanpath": lambda: scanpath.predict(patches),
+        "scanpath": lambda: predict(scanpath),
         "graph": lambda: fusion(patches, fixations),
     }
-    return {name: torch.no_grad()(function) for name, function in functions.items()}
+    return {name: torch.no_grad()(function) for name, function in functions.items()}, scanpath, predict
 
 
 def film_files(grey, folder: Path) -> dict[str, Path]:
@@ -876,6 +990,8 @@ def blocks_of(report: Callable, model, batch_size: int, device: str) -> list[tup
 
 
 def line_of(row: Row) -> str:
+    if row.ours is None:
+        return f"{row.what}: {row.baseline}"
     number = f"{row.ours:,.1f}" if row.ours >= 10 else f"{row.ours:.3f}"
     line = f"{row.what}: {number} {row.unit}"
     if row.against is not None:
@@ -896,7 +1012,7 @@ def table_of(rows: list[Row]) -> str:
         cells = [
             row.what,
             row.baseline,
-            f"{row.ours:.4g}{spread[0]}",
+            "" if row.ours is None else f"{row.ours:.4g}{spread[0]}",
             "" if row.against is None else f"{row.against:.4g}{spread[1]}",
             row.unit,
             "" if row.ratio is None else f"{row.ratio:.3f}",
@@ -927,14 +1043,18 @@ def profile_table(profile: list[tuple[str, int, float]]) -> str:
 
 def growth_table(points: list[dict]) -> str:
     lines = [
-        "| axis | patches | fixations | batch | tower (ms) | scanpath (ms) | graph (ms) | share |",
-        "|---|---|---|---|---|---|---|---|",
+        "| axis | patches | fixations | batch | tower (ms) | scanpath (ms) | graph (ms) | share "
+        "| compiled scanpath (ms) | share |",
+        "|---" * 10 + "|",
     ]
-    lines += [
-        f"| {p['axis']} | {p['num_patches']} | {p['num_fixations']} | {p['batch_size']} | {p['tower']:.1f} | "
-        f"{p['scanpath']:.1f} | {p['graph']:.1f} | {p['share']:.3f} |"
-        for p in points
-    ]
+    for p in points:
+        compiled = ["", ""]
+        if "compiled scanpath" in p:
+            compiled = [f"{p['compiled scanpath']:.1f}", f"{p['share']['compiled scanpath']:.3f}"]
+        cells = [p["axis"], p["num_patches"], p["num_fixations"], p["batch_size"]]
+        cells += [f"{p[name]:.1f}" for name in ("tower", "scanpath", "graph")]
+        cells += [f"{p['share']['scanpath']:.3f}", *compiled]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
@@ -961,6 +1081,9 @@ def draw_growth(points: list[dict], path: Path) -> None:
         scanpath = [point["scanpath"] / point["tower"] for point in chosen]
         plot.bar(places, graph, label="graph")
         plot.bar(places, scanpath, bottom=graph, label="scanpath")
+        if all("compiled scanpath" in point for point in chosen):
+            compiled = [(point["graph"] + point["compiled scanpath"]) / point["tower"] for point in chosen]
+            plot.plot(places, compiled, "kD", label="graph + compiled scanpath")
         plot.axhline(0.25, color="black", linewidth=1, linestyle="--")
         plot.set_xticks(places, [f"{size:,}" for size in sizes])
         plot.set_xlabel(axis)
@@ -1055,7 +1178,8 @@ def run_benchmark(args) -> int:
     logging.set_verbosity_error()
     load_before = os.getloadavg()
     benchmark = Benchmark(preset, args.repeats, lambda line: print(line, file=sys.stderr, flush=True))
-    rows = [row for name, measure in GROUPS.items() if name in args.rows for row in measure(benchmark)]
+    with empty_compiler_cache():
+        rows = [row for name, measure in GROUPS.items() if name in args.rows for row in measure(benchmark)]
     facts = machine(args.threads, preset.device) | {"load_before": load_before}
     print(f"Preset {args.preset}: {preset.description}; {args.threads} threads of {os.cpu_count()} cores; ", end="")
     print(f"load {load_before[0]:.1f} before, {facts['load_1_5_15_minutes'][0]:.1f} after.\n")

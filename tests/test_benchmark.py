@@ -1,6 +1,8 @@
 import json
 import mmap
+import os
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +10,8 @@ import torch
 from modeling_gaze2report import benchmark
 from modeling_gaze2report.benchmark import Benchmark, Preset, Row
 from modeling_gaze2report.cli import main
+from modeling_gaze2report.configuration_gaze2report import Gaze2ReportScanpathConfig
+from modeling_gaze2report.modeling_scanpath import Gaze2ReportScanpath, Gaze2ReportScanpathModel
 from modeling_gaze2report.processing.errors import ModelError
 
 TINY = Preset(
@@ -155,6 +159,126 @@ def test_the_clock_of_the_blocks_leaves_the_model_as_it_was():
 
     assert "forward" not in vars(model.model.fusion)
     assert "predict" not in vars(model.model.scanpath)
+
+
+# -- compiling --------------------------------------------------------------------------------------------------------
+
+
+def make_scanpath():
+    config = Gaze2ReportScanpathConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_encoder_layers=1,
+        num_hidden_layers=1,
+        vision_hidden_size=32,
+        grid_size=4,
+        max_fixations=4,
+    )
+    scanpath = Gaze2ReportScanpathModel(config).eval()
+    benchmark.never_end(scanpath)
+    return scanpath
+
+
+def predict(scanpath):
+    patches = torch.linspace(-1, 1, 2 * 16 * 32).view(2, 16, 32)
+    return scanpath.predict(patches, num_samples=5, do_sample=True, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_compiled_twin_reads_as_the_model_does_and_leaves_it_eager(monkeypatch):
+    scanpath = make_scanpath()
+    compile_decoding = Gaze2ReportScanpathModel.compile_decoding
+    # Everything but the code generator, which takes half a minute.
+    monkeypatch.setattr(
+        Gaze2ReportScanpathModel, "compile_decoding", lambda self: compile_decoding(self, backend="eager")
+    )
+
+    twin, seconds = benchmark.compiled_twin(scanpath, predict)
+
+    assert seconds > 0
+    assert twin.start is scanpath.start
+    assert "decode_step" in vars(twin)
+    assert "decode_step" not in vars(scanpath)
+    benchmark.check_same_readings(predict(twin), predict(scanpath))
+
+
+def test_where_nothing_compiles_the_row_says_why(monkeypatch):
+    def refuse(*arguments):
+        raise RuntimeError("No working C++ compiler found\nmore lines")
+
+    monkeypatch.setattr(Gaze2ReportScanpathModel, "compile_decoding", lambda self: setattr(self, "decode_step", refuse))
+
+    with pytest.raises(benchmark.NotCompiledError) as caught:
+        benchmark.compiled_twin(make_scanpath(), predict)
+
+    row = benchmark.not_compiled("scanpath", "40 fixations, compiled", caught.value)
+    assert row.met is None
+    assert benchmark.line_of(row) == "40 fixations, compiled: not run: No working C++ compiler found"
+    last = benchmark.table_of([row]).splitlines()[-1]
+    assert last == "| 40 fixations, compiled | not run: No working C++ compiler found |  |  |  |  |  |  |  |"
+
+
+def test_different_readings_are_not_timed():
+    there = Gaze2ReportScanpath(fixations=torch.zeros(2, 5, 3, 3))
+    one_off, two_off = torch.zeros(2, 5, 3, 3), torch.zeros(2, 5, 3, 3)
+    one_off[0, 0, 2, 1] = two_off[0, 0, 2, 1] = two_off[1, 4, 0, 2] = 0.1
+
+    benchmark.check_same_readings(Gaze2ReportScanpath(fixations=one_off), there)  # one of ten
+    with pytest.raises(ModelError, match="different readings"):
+        benchmark.check_same_readings(Gaze2ReportScanpath(fixations=two_off), there)
+
+
+def test_the_compiler_starts_with_an_empty_cache_that_does_not_stay(monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "before")
+
+    with benchmark.empty_compiler_cache():
+        folder = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+        assert list(folder.iterdir()) == []
+        (folder / "kernel.so").touch()
+
+    assert not folder.exists()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "before"
+
+
+def growth_of(monkeypatch, compiled_twin):
+    """Rows and points where a tower takes 1 s, a graph 0.25 s, a scanpath 0.5 s and a compiled one 0.125 s."""
+    names = {"tower": 1.0, "scanpath": 0.5, "graph": 0.25, "compiled scanpath": 0.125}
+
+    def time_in_turn(functions, repeats, device):
+        return {name: benchmark.Timing([names[name]], [names[name]]) for name in functions}
+
+    monkeypatch.setattr(benchmark, "time_in_turn", time_in_turn)
+    monkeypatch.setattr(
+        benchmark,
+        "growth_functions",
+        lambda preset, **sizes: (dict.fromkeys(("tower", "scanpath", "graph")), None, None),
+    )
+    monkeypatch.setattr(benchmark, "compiled_twin", compiled_twin)
+    run = Benchmark(TINY, repeats=1, say=lambda line: None)
+    return run.growth(), run.growth_points
+
+
+def test_growth_shows_eager_and_compiled_decoding_side_by_side(monkeypatch, tmp_path):
+    rows, points = growth_of(monkeypatch, lambda scanpath, predict: (None, 20.0))
+
+    shares = {row.what.split(",")[0]: row.ratio for row in rows if row.baseline == "the vision tower"}
+    assert shares == {"graph + scanpath": 0.75, "graph + compiled scanpath": 0.375}
+    assert (rows[-1].what, rows[-1].ours) == ("compiling the scanpath's step, once for each of 9 sizes", 180.0)
+    last = benchmark.growth_table(points).splitlines()[-1]
+    assert last == "| batch | 196 | 16 | 64 | 1000.0 | 500.0 | 250.0 | 0.750 | 125.0 | 0.375 |"
+    benchmark.draw_growth(points, tmp_path / "growth.png")
+    assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_growth_goes_on_where_nothing_compiles(monkeypatch):
+    def refuse(scanpath, predict):
+        raise benchmark.NotCompiledError("No working C++ compiler found")
+
+    rows, points = growth_of(monkeypatch, refuse)
+
+    assert sum(row.baseline == "the vision tower" for row in rows) == 9
+    assert rows[-1].baseline == "not run: No working C++ compiler found"
+    last = benchmark.growth_table(points).splitlines()[-1]
+    assert last == "| batch | 196 | 16 | 64 | 1000.0 | 500.0 | 250.0 | 0.750 |  |  |"
 
 
 # -- showing ----------------------------------------------------------------------------------------------------------
