@@ -239,6 +239,31 @@ def test_the_compiler_starts_with_an_empty_cache_that_does_not_stay(monkeypatch)
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "before"
 
 
+def test_a_training_step_is_timed_with_eager_and_with_compiled_decoding(monkeypatch):
+    pytest.importorskip("peft")
+    compile_decoding = Gaze2ReportScanpathModel.compile_decoding
+    compiled_graphs = []
+
+    def backend(graph, inputs):
+        def run(*arguments):
+            compiled_graphs.append(graph)
+            return graph.forward(*arguments)
+
+        return run
+
+    monkeypatch.setattr(
+        Gaze2ReportScanpathModel, "compile_decoding", lambda self: compile_decoding(self, backend=backend)
+    )
+
+    rows = Benchmark(TINY, repeats=1, say=lambda line: None).training()
+
+    assert [row.what.partition("batch 4")[2] for row in rows] == ["", ", compiled decoding"]
+    assert {row.limit for row in rows} == {1.15}
+    # 50 steps each: the first reading, one step of training to warm up, one that is measured; one graph for all.
+    assert len(compiled_graphs) == 3 * 50
+    assert len(set(map(id, compiled_graphs))) == 1
+
+
 def growth_of(monkeypatch, compiled_twin):
     """Rows and points where a tower takes 1 s, a graph 0.25 s, a scanpath 0.5 s and a compiled one 0.125 s."""
     names = {"tower": 1.0, "scanpath": 0.5, "graph": 0.25, "compiled scanpath": 0.125}
