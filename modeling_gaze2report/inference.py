@@ -419,21 +419,19 @@ class BoxTokens:
 
     def __init__(self, tokenizer, boxes: Sequence[Sequence[Sequence[float]]], vocab_size: int):
         self.anything = torch.arange(vocab_size)
-        # A box that follows something begins with the space between them.
-        self.marks = [
-            [
-                (text, tokenizer.encode(before + text, add_special_tokens=False))
-                for text in dict.fromkeys(map(box_text, own))
-                for before in ("", " ")
-            ]
-            for own in boxes
-        ]
+        # A box that follows something begins with the space between them. By the token that they begin with.
+        self.marks: list[dict[int, list[tuple[str, list[int]]]]] = [{} for _ in boxes]
+        for marks, own in zip(self.marks, boxes, strict=True):
+            for text in dict.fromkeys(map(box_text, own)):
+                for before in ("", " "):
+                    tokens = tokenizer.encode(before + text, add_special_tokens=False)
+                    marks.setdefault(tokens[0], []).append((text, tokens))
 
     def __call__(self, film: int, generated: list[int]) -> Sequence[int]:
         place, row = 0, set()
         while place < len(generated):
-            rest = generated[place:]
-            marks = [(text, tokens) for text, tokens in self.marks[film] if text not in row]
+            marks = [one for one in self.marks[film].get(generated[place], ()) if one[0] not in row]
+            rest = generated[place:] if marks else []
             whole = [(text, tokens) for text, tokens in marks if rest[: len(tokens)] == tokens]
             following = {tokens[len(rest)] for _, tokens in marks if tokens[: len(rest)] == rest != tokens}
             if whole:
