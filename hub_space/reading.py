@@ -175,8 +175,8 @@ class FilmReader:
         if failure:
             raise failure[0]
 
-    def say(self, film, task: str, **words) -> tuple[str, dict]:
-        """The model's text for a task, and the evidence record around it."""
+    def say(self, film, task: str, **words) -> tuple[str, dict, object]:
+        """The model's text for a task, the evidence record around it, and what the film gave."""
         prompt = self.processor.task_prompt(task, **words)
         features = self.see(film)
         result: dict = {}
@@ -192,20 +192,20 @@ class FilmReader:
             strategy="direct",
             prompt=prompt,
         )
-        return self.processor.batch_decode_report([result["sequence"]])[0], record
+        return self.processor.batch_decode_report([result["sequence"]])[0], record, features
 
     # -- questions, phrases, gaze -------------------------------------------------------------------------------------
 
     def ask(self, film, question: str) -> dict:
         """The evidence record whose `report` is the answer to a question."""
-        _, record = self.say(film, "ask", question=question)
+        _, record, _ = self.say(film, "ask", question=question)
         record["warnings"] = list(film.warnings)
         return record
 
     def ground(self, film, phrase: str) -> dict:
         """Where on the film a phrase is: `phrase`, `text` and `boxes` in [0, 1], and the film's name and hash."""
-        text, record = self.say(film, "ground", phrase=phrase)
-        (grounded,) = self.processor.post_process_grounding([text], [film])
+        text, record, features = self.say(film, "ground", phrase=phrase)
+        (grounded,) = self.processor.post_process_grounding([text], [film], features)
         boxes = [*grounded.loose_boxes, *(box for boxes in grounded.boxes for box in boxes)]
         return {
             "image": record["image"],

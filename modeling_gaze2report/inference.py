@@ -19,7 +19,7 @@ from .modeling_gaze2report import RECORDED_GAZE, Gaze2ReportForConditionalGenera
 from .processing.anatomy import REGION_NAMES
 from .processing.errors import InputError, ModelError
 from .processing.evidence import Observation, Rereadings
-from .processing.grounding import GroundedText, Looking, box_text, read_grounded_text
+from .processing.grounding import GroundedText, Looking
 from .processing.image_processing_gaze2report import Film
 from .processing.processing_gaze2report import Gaze2ReportProcessor
 from .processing.report_labels import FINDINGS, label_sentence
@@ -183,9 +183,8 @@ def read_films(
         gaze_source: `"auto"`, `"recorded"`, `"predicted"` or `"none"`, for all films.
         max_new_tokens: longest report in tokens; the model's own setting when left out.
         num_scanpaths: readings that are drawn to see how many agree on each finding; each costs a report more.
-        strategy: `"direct"`, the plain report; `"grounded"`, a report that the model writes with boxes in it, each
-            one of those that its perception heads see (`seen_boxes`); `"structured"`, a report from the findings that
-            were seen first. See `STRATEGIES`.
+        strategy: `"direct"`, the plain report; `"grounded"`, a report that the model writes with boxes in it;
+            `"structured"`, a report from the findings that were seen first. See `STRATEGIES`.
         writer: of structured reports, `"model"` or `"template"` (sentences from the findings alone; no language model).
 
     Raises:
@@ -202,14 +201,13 @@ def read_films(
         keywords = processor.post_process_findings(features, [(film.height, film.width) for film in films])
         prompts = [processor.task_prompt("structured", findings=one) for one in keywords]
     else:
-        features = image_features(reader, films, gaze, gaze_source) if strategy == "grounded" else None
+        features = None
         prompts = [processor.task_prompt({"direct": "report"}.get(strategy, strategy))] * len(films)
     if writer == "template":
         reports = [processor.template_report(one) for one in keywords]
     else:
-        allowed = seen_boxes_only(reader, features) if strategy == "grounded" else None
         reports, features, log_probs = generate_reports(
-            reader, films, gaze, gaze_source, max_new_tokens, prompts, features, allowed=allowed
+            reader, films, gaze, gaze_source, max_new_tokens, prompts, features
         )
         attention = visual_gaze_attention(reader.model, reports, log_probs.shape[1], features)
     return processor.post_process_evidence(
@@ -245,7 +243,7 @@ def generate_reports(
     prompts: Sequence[str] | None = None,
     features: Gaze2ReportImageFeatures | None = None,
     streamer=None,
-    allowed: Callable[[int, list[int]], Sequence[int]] | None = None,
+    allowed: Callable[[int, list[int]], list[int]] | None = None,
 ) -> tuple[torch.Tensor, Gaze2ReportImageFeatures, torch.Tensor]:
     """The same before it is made readable; see [`read_films`] for the arguments.
 
@@ -350,8 +348,7 @@ def ground_phrases(
     max_new_tokens: int = MAX_ANSWER_TOKENS,
     streamer=None,
 ) -> list[dict]:
-    """Where on each film of a batch a phrase is: the language model says whether and which of the boxes that the
-    perception heads see (`seen_boxes`).
+    """Where on each film of a batch a phrase is: boxes that the language model points to and the perception heads saw.
 
     Args:
         reader, films, gaze, gaze_source, max_new_tokens, streamer: as for [`answer_questions`].
@@ -366,83 +363,15 @@ def ground_phrases(
     """
     processor = reader.processor
     prompts = [processor.task_prompt("ground", phrase=one) for one in checked_batch(films, phrases, "phrases")]
-    features = image_features(reader, films, gaze, gaze_source)
-    allowed = seen_boxes_only(reader, features)
-    sequences, _, _ = generate_reports(
-        reader, films, gaze, gaze_source, max_new_tokens, prompts, features, streamer, allowed
+    sequences, features, _ = generate_reports(
+        reader, films, gaze, gaze_source, max_new_tokens, prompts, streamer=streamer
     )
-    texts = processor.post_process_grounding(processor.batch_decode_report(sequences), films)
+    texts = processor.post_process_grounding(processor.batch_decode_report(sequences), films, features)
     observations = processor.post_process_observation(features, [(film.height, film.width) for film in films])
     return [
         phrase_record(reader, film, phrase, text, observation)
         for film, phrase, text, observation in zip(films, phrases, texts, observations, strict=True)
     ]
-
-
-def seen_boxes(features: Gaze2ReportImageFeatures) -> list[list[list[float]]]:
-    """Boxes that a text about each film may point to, in [0, 1] of the square: those of the 13 findings, of a finding
-    that reaches across the midline also its part on either side, and those of the 17 regions. Boxes too thin to be
-    written are left out.
-
-    The language model is good at saying which, the heads at saying where.
-    """
-    seen = []
-    right, left = REGION_NAMES.index("right lung"), REGION_NAMES.index("left lung")
-    for findings, regions in zip(
-        features.findings.boxes.tolist(), features.findings.region_boxes.tolist(), strict=True
-    ):
-        middle = (regions[right][2] + regions[left][0]) / 2
-        boxes = []
-        for x0, y0, x1, y1 in findings[1:]:
-            boxes.append([x0, y0, x1, y1])
-            if x0 < middle < x1:
-                boxes += [[x0, y0, middle, y1], [middle, y0, x1, y1]]
-        seen.append([box for box in (*boxes, *regions) if read_grounded_text(box_text(box)).loose_boxes])
-    return seen
-
-
-def seen_boxes_only(reader: Reader, features: Gaze2ReportImageFeatures) -> "BoxTokens":
-    """Holds each box in a text about the films to one of `seen_boxes`."""
-    return BoxTokens(reader.processor.tokenizer, seen_boxes(features), reader.model.config.text_config.vocab_size)
-
-
-class BoxTokens:
-    """What may follow in a text whose boxes are held to given ones; anything may stand outside of boxes.
-
-    Boxes that stand in a row are different ones.
-
-    Args:
-        tokenizer: of the model.
-        boxes: of each film, in [0, 1] of the square.
-        vocab_size: of the model.
-    """
-
-    def __init__(self, tokenizer, boxes: Sequence[Sequence[Sequence[float]]], vocab_size: int):
-        self.anything = torch.arange(vocab_size)
-        # A box that follows something begins with the space between them. By the token that they begin with.
-        self.marks: list[dict[int, list[tuple[str, list[int]]]]] = [{} for _ in boxes]
-        for marks, own in zip(self.marks, boxes, strict=True):
-            for text in dict.fromkeys(map(box_text, own)):
-                for before in ("", " "):
-                    tokens = tokenizer.encode(before + text, add_special_tokens=False)
-                    marks.setdefault(tokens[0], []).append((text, tokens))
-
-    def __call__(self, film: int, generated: list[int]) -> Sequence[int]:
-        place, row = 0, set()
-        while place < len(generated):
-            marks = [one for one in self.marks[film].get(generated[place], ()) if one[0] not in row]
-            rest = generated[place:] if marks else []
-            whole = [(text, tokens) for text, tokens in marks if rest[: len(tokens)] == tokens]
-            following = {tokens[len(rest)] for _, tokens in marks if tokens[: len(rest)] == rest != tokens}
-            if whole:
-                row.add(whole[0][0])
-                place += len(whole[0][1])
-            elif following:
-                return sorted(following)
-            else:
-                row.clear()
-                place += 1
-        return self.anything
 
 
 def phrase_record(reader: Reader, film: Film, phrase: str, text: GroundedText, observation: Observation) -> dict:
@@ -693,7 +622,6 @@ def predict_scanpaths(reader: Reader, film: Film, num_samples: int = 1, temperat
 
 
 __all__ = [
-    "BoxTokens",
     "EMBEDDED_MODEL",
     "STRATEGIES",
     "WRITERS",
@@ -711,7 +639,5 @@ __all__ = [
     "read_films",
     "recover_order",
     "reread_films",
-    "seen_boxes",
-    "seen_boxes_only",
     "visual_gaze_attention",
 ]

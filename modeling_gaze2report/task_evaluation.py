@@ -19,7 +19,6 @@ from .inference import (
     image_features,
     observe_gaze,
     recover_order,
-    seen_boxes_only,
 )
 from .processing.anatomy import REGION_NAMES
 from .processing.grounding import read_order
@@ -161,11 +160,8 @@ class TaskEvaluation:
                 "reading": [processor.task_prompt("reading")] * len(films),
             }
             for task, asked in prompts.items():
-                allowed = seen_boxes_only(self.reader, features) if task == "grounded" else None
-                sequences, _, _ = generate_reports(
-                    self.reader, films, None, self.gaze_source, None, asked, features, allowed=allowed
-                )
-                texts = processor.post_process_grounding(processor.batch_decode_report(sequences), films)
+                sequences, _, _ = generate_reports(self.reader, films, None, self.gaze_source, None, asked, features)
+                texts = processor.post_process_grounding(processor.batch_decode_report(sequences), films, features)
                 written[task] += [text.text for text in texts]
                 if task == "grounded":
                     for index, text in zip(batch, texts, strict=True):

@@ -23,6 +23,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from .anatomy import REGION_NAMES
 from .evidence import find_sentence
 from .report_labels import split_sentences
 
@@ -32,6 +33,8 @@ LAST_COORDINATE = 999
 # ones than this are none: no four numbers take so many characters.
 _MARK_RE = re.compile(r"\s{0,4}\[(?=[\s,]*(?:[0-9]|\Z))([0-9\s,]{0,64})(?:\]|\Z)")
 _NUMBER_RE = re.compile(r"[0-9]+")
+# A written box that shares this much with a seen one (intersection over union) means it.
+MEANT_IOU = 0.1
 
 
 class BoxMark(NamedTuple):
@@ -84,6 +87,47 @@ def read_box(numbers: str) -> tuple[float, float, float, float] | None:
         return None
     x0, y0, x1, y1 = (int(number) / LAST_COORDINATE for number in found)
     return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
+
+
+def seen_boxes(finding_boxes: Sequence, region_boxes: Sequence) -> list[tuple[float, float, float, float]]:
+    """Boxes that a text about a film may mean: those of the findings, of a finding that reaches across the midline also
+    its part on either side, and those of the regions.
+
+    Shapes: findings (14, 4) and regions (17, 4), in the frame of the result. That there is no finding has no place: the
+    first finding is left out.
+    """
+    regions = dict(zip(REGION_NAMES, region_boxes, strict=True))
+    middle = (float(regions["right lung"][2]) + float(regions["left lung"][0])) / 2
+    boxes = []
+    for x0, y0, x1, y1 in finding_boxes[1:]:
+        boxes.append((x0, y0, x1, y1))
+        if x0 < middle < x1:
+            boxes += [(x0, y0, middle, y1), (middle, y0, x1, y1)]
+    boxes = [tuple(map(float, box)) for box in (*boxes, *region_boxes)]
+    return [box for box in boxes if box[0] < box[2] and box[1] < box[3]]
+
+
+def meant_boxes(written: Sequence, seen: Sequence) -> list[tuple[float, float, float, float]]:
+    """For each box that a language model wrote the seen one that overlaps it most, or itself where none does.
+
+    Each comes once, also where several written ones mean it. A language model is good at saying which box it means, and
+    perception heads at saying where that is.
+    """
+    boxes = []
+    for box in written:
+        overlaps = [intersection_over_union(box, one) for one in seen]
+        best = max(overlaps, default=0.0)
+        boxes.append(tuple(seen[overlaps.index(best)]) if best >= MEANT_IOU else tuple(box))
+    return list(dict.fromkeys(boxes))
+
+
+def intersection_over_union(first: Sequence[float], second: Sequence[float]) -> float:
+    """Of two boxes x0, y0, x1, y1 with an area."""
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    shared = max(0.0, width) * max(0.0, height)
+    areas = [(one[2] - one[0]) * (one[3] - one[1]) for one in (first, second)]
+    return shared / (sum(areas) - shared)
 
 
 def pieces_without_marks(pieces: Sequence[str]) -> list[str]:
@@ -183,11 +227,13 @@ __all__ = [
     "box_text",
     "find_box_marks",
     "looking_text",
+    "meant_boxes",
     "order_text",
     "pieces_without_marks",
     "read_box",
     "read_grounded_text",
     "read_looking",
     "read_order",
+    "seen_boxes",
     "without_marks",
 ]

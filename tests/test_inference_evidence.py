@@ -6,19 +6,14 @@ import torch
 from transformers import set_seed
 
 from modeling_gaze2report.inference import (
-    BoxTokens,
     OrderTokens,
     Reader,
     generate_reports,
     read_films,
     recover_order,
     reread_films,
-    seen_boxes,
     visual_gaze_attention,
 )
-from modeling_gaze2report.modeling_gaze2report import Gaze2ReportImageFeatures
-from modeling_gaze2report.modeling_perception import Gaze2ReportFindings
-from modeling_gaze2report.processing.anatomy import REGION_NAMES
 from modeling_gaze2report.processing.image_processing_gaze2report import load_film
 
 from .tiny_export import NUM_VISUAL_GAZE_TOKENS, build_tiny_model
@@ -79,61 +74,6 @@ def test_a_model_that_has_learned_nothing_gives_an_order_all_the_same(reader):
     orders = recover_order(reader, [film(0), film(1)], gaze)
 
     assert [sorted(order) for order in orders] == [[0, 1], [0, 1, 2, 3, 4]]
-
-
-class Letters(Characters):
-    """Brackets too: [ is 12, ] is 13."""
-
-    def encode(self, text, add_special_tokens):
-        return [12 if one == "[" else 13 if one == "]" else Characters.encode(self, one, False)[0] for one in text]
-
-
-BOXES = [[0.0, 0.0, 0.5, 0.5], [0.0, 0.5, 0.5, 1.0]]  # [000 000 500 500] and [000 500 500 999]
-
-
-def boxes_after(text):
-    """What may follow a text about a film with `BOXES`; `None` for anything."""
-    allowed = BoxTokens(Letters(), [[], BOXES], 99)(1, Letters().encode(text, False))
-    return None if len(allowed) == 99 else "".join("0123456789 .[]"[one] for one in allowed)
-
-
-@pytest.mark.parametrize(
-    "text, following",
-    [
-        ("", None),
-        ("[", "0"),
-        ("7 [", "0"),  # after a word
-        ("[000 ", "05"),  # here the two part
-        ("[000 5", "0"),
-        ("[000 500 500 999", "]"),
-        ("[000 500 500 999]", None),
-        ("[000 500 500 999] [000 ", "0"),  # a box stands but once in a row
-        ("[000 500 500 999] 7 [000 ", "05"),
-        ("[000 500 500 999] [000 000 500 500]", None),
-        ("[7", None),  # no box to begin with
-    ],
-)
-def test_a_box_in_a_text_is_one_of_those_that_were_seen(text, following):
-    assert boxes_after(text) == following
-
-
-def test_of_a_finding_on_both_sides_either_part_may_be_pointed_to():
-    finding, region = torch.zeros(1, 14, 4), torch.zeros(1, 17, 4)
-    finding[0, 10] = torch.tensor([0.1, 0.6, 0.9, 0.8])
-    finding[0, 1] = torch.tensor([0.6, 0.2, 0.9, 0.3])
-    finding[0, 0] = torch.tensor([0.0, 0.0, 1.0, 1.0])  # that there is no finding has no place
-    region[0, REGION_NAMES.index("right lung")] = torch.tensor([0.1, 0.1, 0.4, 0.9])
-    region[0, REGION_NAMES.index("left lung")] = torch.tensor([0.6, 0.1, 0.9, 0.9])
-    features = Gaze2ReportImageFeatures(findings=Gaze2ReportFindings(boxes=finding, region_boxes=region))
-
-    (boxes,) = seen_boxes(features)
-
-    expected = [
-        [0.6, 0.2, 0.9, 0.3],
-        *([0.1, 0.6, 0.9, 0.8], [0.1, 0.6, 0.5, 0.8], [0.5, 0.6, 0.9, 0.8]),
-        *([0.1, 0.1, 0.4, 0.9], [0.6, 0.1, 0.9, 0.9]),
-    ]
-    assert np.allclose(boxes, expected)
 
 
 PROMPTS = ["Write the report of this chest X-ray.", "Is there an effusion, and on which side is it to be seen?"]

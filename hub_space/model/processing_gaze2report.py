@@ -17,6 +17,7 @@ What a user writes is data: a placeholder or special token inside an instruction
 text. Only prompts that `apply_chat_template` rendered (with every message's text made harmless) carry structure.
 """
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -43,10 +44,12 @@ from .grounding import (
     GroundedText,
     Looking,
     box_text,
+    meant_boxes,
     pieces_without_marks,
     read_grounded_text,
     read_looking,
     read_order,
+    seen_boxes,
 )
 from .image_processing_gaze2report import load_film
 from .overlay import draw_overlay
@@ -519,22 +522,29 @@ class Gaze2ReportProcessor(ProcessorMixin):
         pairs = list(zip(grounded.sentences, grounded.boxes, strict=True))
         return [("", grounded.loose_boxes), *pairs] if grounded.loose_boxes else pairs
 
-    def post_process_grounding(self, texts: Sequence[str], films) -> list[GroundedText]:
+    def post_process_grounding(self, texts: Sequence[str], films, image_features=None) -> list[GroundedText]:
         """Texts with boxes as `text`, `sentences`, `boxes` per sentence and `loose_boxes`, in [0, 1] of each film.
 
         Args:
             texts: what the model wrote, as `batch_decode_report` gives it.
             films: the film of each text, as it was given to the processor.
+            image_features: output of the model's `get_image_features` for the same films. With it each box becomes the
+                one seen by the perception heads that overlaps it most; without, boxes stay as the text has them.
         """
         results = []
-        for text, film in zip(texts, films, strict=True):
+        for index, (text, film) in enumerate(zip(texts, films, strict=True)):
             grounded, film = read_grounded_text(text), load_film(film)
+            meant = list
+            if image_features is not None:
+                findings = image_features.findings
+                seen = seen_boxes(as_numpy(findings.boxes[index]), as_numpy(findings.region_boxes[index]))
+                meant = functools.partial(meant_boxes, seen=seen)
             results.append(
                 GroundedText(
                     grounded.text,
                     grounded.sentences,
-                    [self.written_boxes(boxes, film) for boxes in grounded.boxes],
-                    self.written_boxes(grounded.loose_boxes, film),
+                    [self.written_boxes(meant(boxes), film) for boxes in grounded.boxes],
+                    self.written_boxes(meant(grounded.loose_boxes), film),
                 )
             )
         return results
@@ -590,8 +600,8 @@ class Gaze2ReportProcessor(ProcessorMixin):
     ) -> list[dict]:
         """Evidence records, schema `gaze2report.evidence/1`, of reports or answers on one film each.
 
-        Boxes that the model wrote into its text (strategy "grounded") become the boxes of their sentences and leave
-        the text.
+        Boxes that the model wrote into its text (strategy "grounded") leave the text; those that the perception heads
+        saw in their places become the boxes of their sentences.
 
         Args:
             sequences: (B, L) generated token ids, or B finished texts.
@@ -618,7 +628,7 @@ class Gaze2ReportProcessor(ProcessorMixin):
             )
         observations = self.post_process_observation(image_features, [(film.height, film.width) for film in films])
         prompts = [prompt] * len(films) if isinstance(prompt, str) else list(prompt)
-        grounded = self.post_process_grounding(reports, films)
+        grounded = self.post_process_grounding(reports, films, image_features)
         records = []
         for index, (text, film, observation) in enumerate(zip(grounded, films, observations, strict=True)):
             report = WrittenReport(text.text)

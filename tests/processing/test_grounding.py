@@ -4,14 +4,17 @@ import random
 
 import pytest
 
+from modeling_gaze2report.processing.anatomy import REGION_NAMES
 from modeling_gaze2report.processing.grounding import (
     box_text,
     looking_text,
+    meant_boxes,
     order_text,
     pieces_without_marks,
     read_grounded_text,
     read_looking,
     read_order,
+    seen_boxes,
 )
 
 EDGE = 1 / 999
@@ -147,3 +150,43 @@ def test_no_text_raises_and_no_box_leaves_the_square():
 def test_long_runs_take_no_long_time():
     for text in (" " * 100_000, "[" * 100_000, "[1 " * 30_000, "9" * 100_000, "[" + "1 " * 50_000 + "]"):
         assert read_grounded_text(text).loose_boxes == []
+
+
+# -- what is meant by a box -------------------------------------------------------------------------------------------
+
+
+def test_of_a_finding_on_both_sides_either_part_may_be_meant():
+    nowhere = [0.0, 0.0, 0.0, 0.0]
+    findings = [nowhere] * 14
+    findings[0] = [0.0, 0.0, 1.0, 1.0]  # that there is no finding has no place
+    findings[1], findings[10] = [0.6, 0.2, 0.9, 0.3], [0.1, 0.6, 0.9, 0.8]
+    regions = [nowhere] * 17
+    regions[REGION_NAMES.index("right lung")] = [0.1, 0.1, 0.4, 0.9]
+    regions[REGION_NAMES.index("left lung")] = [0.6, 0.1, 0.9, 0.9]
+
+    assert seen_boxes(findings, regions) == [
+        (0.6, 0.2, 0.9, 0.3),
+        *((0.1, 0.6, 0.9, 0.8), (0.1, 0.6, 0.5, 0.8), (0.5, 0.6, 0.9, 0.8)),
+        *((0.1, 0.1, 0.4, 0.9), (0.6, 0.1, 0.9, 0.9)),
+    ]
+
+
+def test_a_written_box_means_the_seen_one_that_overlaps_it_most():
+    left, right = (0.0, 0.0, 0.4, 1.0), (0.6, 0.0, 1.0, 1.0)
+
+    assert meant_boxes([(0.3, 0.1, 0.9, 0.9)], [left, right]) == [right]  # IoU .24 / .64; left .08 / .80
+
+
+def test_a_box_where_nothing_was_seen_stays():
+    # IoU 0.01 / 0.07 with the first is enough; with 0.0025 / 0.0775 it is not.
+    seen = [(0.0, 0.0, 0.2, 0.2)]
+
+    assert meant_boxes([(0.1, 0.1, 0.3, 0.3)], seen) == seen
+    assert meant_boxes([(0.15, 0.15, 0.35, 0.35)], seen) == [(0.15, 0.15, 0.35, 0.35)]
+    assert meant_boxes([(0.1, 0.1, 0.3, 0.3)], []) == [(0.1, 0.1, 0.3, 0.3)]
+
+
+def test_two_boxes_that_mean_the_same_are_one():
+    seen = [(0.0, 0.0, 0.5, 0.5)]
+
+    assert meant_boxes([(0.0, 0.0, 0.4, 0.5), (0.0, 0.1, 0.5, 0.5)], seen) == seen

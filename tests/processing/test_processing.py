@@ -2,6 +2,7 @@
 
 import io
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -783,6 +784,17 @@ def test_written_boxes_come_back_on_the_film(processor):
     np.testing.assert_allclose(box, (0, 0, 0.5, 0.5), atol=1.5 / 999)
 
 
+def test_with_what_was_seen_written_boxes_become_seen_ones(processor):
+    findings = torch.zeros(1, 14, 4)
+    findings[0, 3] = torch.tensor([0.3, 0.0, 0.5, 0.5])
+    regions = torch.zeros(1, 17, 4)
+    features = SimpleNamespace(findings=SimpleNamespace(boxes=findings, region_boxes=regions))
+
+    (grounded,) = processor.post_process_grounding(["A nodule. [250 000 500 500]"], [film(80, 80)], features)
+
+    np.testing.assert_allclose(grounded.boxes, [[(0.3, 0.0, 0.5, 0.5)]], atol=1e-6)
+
+
 def test_malformed_boxes_never_stop_a_report(processor):
     assert processor.parse_grounded("A nodule. [1 2 3") == [("A nodule.", [])]
 
@@ -813,6 +825,9 @@ def test_a_grounded_record_takes_its_boxes_from_the_text(processor, model):
     features = model.get_image_features(
         pixel_values=inputs["pixel_values"], film_boxes=inputs["film_boxes"], return_dict=True
     )
+    features.findings.boxes = torch.zeros(1, 14, 4)
+    features.findings.region_boxes = torch.zeros(1, 17, 4)
+    features.findings.boxes[0, 10] = torch.tensor([0.5, 0.625, 1.0, 0.875])  # what was seen there
 
     (record,) = processor.post_process_evidence(
         ["There is a left effusion. [500 500 999 999] No pneumothorax."],
@@ -824,4 +839,4 @@ def test_a_grounded_record_takes_its_boxes_from_the_text(processor, model):
 
     assert record["report"] == "There is a left effusion. No pneumothorax."
     assert record["prompt"] == "asked"
-    np.testing.assert_allclose(record["sentences"][0]["boxes"], [[0.5005, 0.5005, 1, 1]], atol=1e-4)
+    np.testing.assert_allclose(record["sentences"][0]["boxes"], [[0.5, 0.625, 1, 0.875]], atol=1e-4)
