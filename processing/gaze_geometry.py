@@ -267,6 +267,20 @@ def region_of_point(x: float, y: float, regions) -> str | None:
     return regions_of_points([(x, y)], regions)[0]
 
 
+def overlaps_with(box, boxes) -> np.ndarray:
+    """Intersection over union of a box with each of several, 0 where they share nothing.
+
+    Shapes: (4,), (K, 4) -> (K,).
+    """
+    box = np.asarray(box, dtype=np.float64)
+    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    sides = np.minimum(boxes[:, 2:], box[2:]) - np.maximum(boxes[:, :2], box[:2])
+    intersection = sides.clip(0.0).prod(axis=1)
+    areas = (boxes[:, 2:] - boxes[:, :2]).clip(0.0).prod(axis=1)
+    union = areas + (box[2:] - box[:2]).prod() - intersection
+    return np.where(intersection > 0, intersection / np.where(union > 0, union, 1.0), 0.0)
+
+
 def region_of_box(box, regions) -> str | None:
     """Names the anatomical region that a box fits best.
 
@@ -279,11 +293,7 @@ def region_of_box(box, regions) -> str | None:
     """
     names, boxes = _region_boxes(regions)
     box = np.asarray(box, dtype=np.float64)
-    sides = np.minimum(boxes[:, 2:], box[2:]) - np.maximum(boxes[:, :2], box[:2])
-    intersection = sides.clip(0.0).prod(axis=1)
-    areas = (boxes[:, 2:] - boxes[:, :2]).clip(0.0).prod(axis=1)
-    union = areas + (box[2:] - box[:2]).prod() - intersection
-    overlap = np.where(intersection > 0, intersection / np.where(union > 0, union, 1.0), 0.0)
+    overlap = overlaps_with(box, boxes)
     if overlap.max(initial=0.0) > 0:
         return names[int(overlap.argmax())]
     centre_x, centre_y = (box[:2] + box[2:]) / 2
@@ -296,6 +306,7 @@ __all__ = [
     "boxes_to_square",
     "check_gaze",
     "letterbox_affine",
+    "overlaps_with",
     "points_to_image",
     "points_to_square",
     "region_of_box",

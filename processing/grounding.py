@@ -25,7 +25,9 @@ from typing import NamedTuple
 
 from .anatomy import REGION_NAMES
 from .evidence import find_sentence
+from .gaze_geometry import overlaps_with
 from .report_labels import split_sentences
+from .structured import middle_of
 
 # The largest coordinate in text; 0 and this one are the edges of the square.
 LAST_COORDINATE = 999
@@ -96,8 +98,7 @@ def seen_boxes(finding_boxes: Sequence, region_boxes: Sequence) -> list[tuple[fl
     Shapes: findings (14, 4) and regions (17, 4), in the frame of the result. That there is no finding has no place: the
     first finding is left out.
     """
-    regions = dict(zip(REGION_NAMES, region_boxes, strict=True))
-    middle = (float(regions["right lung"][2]) + float(regions["left lung"][0])) / 2
+    middle = middle_of(dict(zip(REGION_NAMES, region_boxes, strict=True)))
     boxes = []
     for x0, y0, x1, y1 in finding_boxes[1:]:
         boxes.append((x0, y0, x1, y1))
@@ -115,19 +116,10 @@ def meant_boxes(written: Sequence, seen: Sequence) -> list[tuple[float, float, f
     """
     boxes = []
     for box in written:
-        overlaps = [intersection_over_union(box, one) for one in seen]
-        best = max(overlaps, default=0.0)
-        boxes.append(tuple(seen[overlaps.index(best)]) if best >= MEANT_IOU else tuple(box))
+        overlap = overlaps_with(box, seen)
+        is_seen = overlap.max(initial=0.0) >= MEANT_IOU
+        boxes.append(tuple(seen[int(overlap.argmax())] if is_seen else box))
     return list(dict.fromkeys(boxes))
-
-
-def intersection_over_union(first: Sequence[float], second: Sequence[float]) -> float:
-    """Of two boxes x0, y0, x1, y1 with an area."""
-    width = min(first[2], second[2]) - max(first[0], second[0])
-    height = min(first[3], second[3]) - max(first[1], second[1])
-    shared = max(0.0, width) * max(0.0, height)
-    areas = [(one[2] - one[0]) * (one[3] - one[1]) for one in (first, second)]
-    return shared / (sum(areas) - shared)
 
 
 def pieces_without_marks(pieces: Sequence[str]) -> list[str]:

@@ -17,7 +17,6 @@ What a user writes is data: a placeholder or special token inside an instruction
 text. Only prompts that `apply_chat_template` rendered (with every message's text made harmless) carry structure.
 """
 
-import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -534,17 +533,16 @@ class Gaze2ReportProcessor(ProcessorMixin):
         results = []
         for index, (text, film) in enumerate(zip(texts, films, strict=True)):
             grounded, film = read_grounded_text(text), load_film(film)
-            meant = list
+            seen = None
             if image_features is not None:
                 findings = image_features.findings
                 seen = seen_boxes(as_numpy(findings.boxes[index]), as_numpy(findings.region_boxes[index]))
-                meant = functools.partial(meant_boxes, seen=seen)
             results.append(
                 GroundedText(
                     grounded.text,
                     grounded.sentences,
-                    [self.written_boxes(meant(boxes), film) for boxes in grounded.boxes],
-                    self.written_boxes(meant(grounded.loose_boxes), film),
+                    [self.written_boxes(boxes, film, seen) for boxes in grounded.boxes],
+                    self.written_boxes(grounded.loose_boxes, film, seen),
                 )
             )
         return results
@@ -564,10 +562,14 @@ class Gaze2ReportProcessor(ProcessorMixin):
             results.append(Looking(looking.sentence, clues, seen[0] if seen else None))
         return results
 
-    def written_boxes(self, boxes: Sequence, film) -> list[tuple[float, float, float, float]]:
-        """Boxes of the square on a film, without those that lie beside it."""
+    def written_boxes(
+        self, boxes: Sequence, film, seen: Sequence | None = None
+    ) -> list[tuple[float, float, float, float]]:
+        """Boxes of the square on a film, of `seen` where given those they mean, without those that lie beside the film."""
         if not boxes:
             return []
+        if seen is not None:
+            boxes = meant_boxes(boxes, seen)
         side = self.image_processor.size["height"]
         moved = self.boxes_on_film(np.array(boxes), (film.height, film.width), side)
         return [tuple(box.tolist()) for box in moved if box[0] < box[2] and box[1] < box[3]]

@@ -122,6 +122,13 @@ def side_of_map(attention: np.ndarray, lungs: Mapping[str, Sequence[float]]) -> 
     return max(mass, key=mass.get)
 
 
+def middle_of(regions: Mapping[str, Sequence[float]]) -> float:
+    """x between the lungs; the middle of the film where they are not known."""
+    if "right lung" in regions and "left lung" in regions:
+        return (regions["right lung"][2] + regions["left lung"][0]) / 2
+    return 0.5
+
+
 def side_of_boxes(boxes: Sequence[Sequence[float]], middle: float) -> str | None:
     """The side that boxes lie on, by their centres; the patient's right is left of `middle`."""
     sides = {"right" if (box[0] + box[2]) / 2 < middle else "left" for box in boxes}
@@ -333,6 +340,7 @@ __all__ = [
     "keywords_of_film",
     "keywords_text",
     "make_keyword",
+    "middle_of",
     "region_boxes_by_name",
     "side_of_boxes",
     "side_of_map",

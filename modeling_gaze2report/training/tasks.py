@@ -27,6 +27,7 @@ from ..processing.structured import (
     MAX_KEYWORDS,
     Keyword,
     make_keyword,
+    middle_of,
     region_boxes_by_name,
     side_of_boxes,
     template_sentence,
@@ -472,13 +473,6 @@ def side_in_words(sentence: str) -> str | None:
     """The one side that a sentence names; `None` where it names none or both."""
     sides = {match.lower() for match in _SIDE_RE.findall(sentence)}
     return sides.pop() if len(sides) == 1 else None
-
-
-def middle_of(regions: dict) -> float:
-    """x between the lungs; the middle of the film where they are not known."""
-    if "right lung" in regions and "left lung" in regions:
-        return (regions["right lung"][2] + regions["left lung"][0]) / 2
-    return 0.5
 
 
 def overlaps(first: Sequence[float], second: Sequence[float]) -> bool:
