@@ -565,7 +565,7 @@ class Gaze2ReportProcessor(ProcessorMixin):
     def written_boxes(
         self, boxes: Sequence, film, seen: Sequence | None = None
     ) -> list[tuple[float, float, float, float]]:
-        """Boxes of the square on a film, of `seen` where given those they mean, without those that lie beside the film."""
+        """Boxes of the square on a film, of `seen` where given those they mean; none that lie beside the film."""
         if not boxes:
             return []
         if seen is not None:
