@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -243,7 +243,6 @@ def generate_reports(
     prompts: Sequence[str] | None = None,
     features: Gaze2ReportImageFeatures | None = None,
     streamer=None,
-    allowed: Callable[[int, list[int]], list[int]] | None = None,
 ) -> tuple[torch.Tensor, Gaze2ReportImageFeatures, torch.Tensor]:
     """The same before it is made readable; see [`read_films`] for the arguments.
 
@@ -251,7 +250,6 @@ def generate_reports(
         prompts: what each film is asked, as the processor's `task_prompt` gives it; left out, the report.
         features: what the films give, where it is known already.
         streamer: of `generate`, for a single film.
-        allowed: from a film's place in the batch and what was generated for it, the tokens that may come next.
 
     Returns:
         token ids (B, L) with the prompt, the features that the images gave, and the log probabilities (B, L_new) of the
@@ -268,9 +266,6 @@ def generate_reports(
     options = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
     if streamer is not None:
         options["streamer"] = streamer
-    if allowed is not None:
-        start = text["input_ids"].shape[1]
-        options["prefix_allowed_tokens_fn"] = lambda row, tokens: allowed(row, tokens[start:].tolist())
     generated = model.generate(
         **text,
         mm_encoder_outputs={"image": features},
@@ -350,6 +345,9 @@ def ground_phrases(
 ) -> list[dict]:
     """Where on each film of a batch a phrase is: boxes that the language model points to and the perception heads saw.
 
+    Of a finding there is a box where its calibrated probability reaches the threshold of its class, and only there; a
+    warning says where the language model was of another mind.
+
     Args:
         reader, films, gaze, gaze_source, max_new_tokens, streamer: as for [`answer_questions`].
         phrases: one for each film: a finding, a region, or a sentence of a report.
@@ -366,7 +364,7 @@ def ground_phrases(
     sequences, features, _ = generate_reports(
         reader, films, gaze, gaze_source, max_new_tokens, prompts, streamer=streamer
     )
-    texts = processor.post_process_grounding(processor.batch_decode_report(sequences), films, features)
+    texts = processor.post_process_grounding(processor.batch_decode_report(sequences), films, features, phrases)
     observations = processor.post_process_observation(features, [(film.height, film.width) for film in films])
     return [
         phrase_record(reader, film, phrase, text, observation)
@@ -378,24 +376,30 @@ def phrase_record(reader: Reader, film: Film, phrase: str, text: GroundedText, o
     boxes = [*text.loose_boxes, *(box for boxes in text.boxes for box in boxes)]
     probability = dict(zip(FINDINGS, observation.finding_probabilities, strict=True))
     threshold = dict(zip(FINDINGS, reader.processor.thresholds, strict=True))
-    names = [one["name"] for one in label_sentence(phrase)]
-    warnings = list(film.warnings)
-    if not names and not any(region in phrase.lower() for region in REGION_NAMES):
+    labels = label_sentence(phrase)
+    asserted = [one["name"] for one in labels if one["status"] != "negative"]
+    seen = [name for name in asserted if probability[name] >= threshold[name]]
+    answer, warnings = text.text, list(film.warnings)
+    if not labels and not any(region in phrase.lower() for region in REGION_NAMES):
         warnings.append("The phrase names no finding or region that the model knows.")
-    for name in names:
-        if boxes and probability[name] < threshold[name]:
-            warnings.append(f"There are boxes, but the probability of {name} is only {probability[name]:.2f}.")
-        elif not boxes and probability[name] >= threshold[name]:
-            warnings.append(f"There is no box, but the probability of {name} is {probability[name]:.2f}.")
-    found = "Found here." if boxes else "Nothing was found for this phrase."
+    # Whether a finding is there is for its calibrated probability to say; the language model says which part is meant.
+    if seen and not boxes:
+        boxes = [tuple(observation.finding_boxes[FINDINGS.index(name)].tolist()) for name in seen]
+        answer = ""
+        found = ", ".join(f"{name} with a probability of {probability[name]:.2f}" for name in seen)
+        warnings.append(f"The language model points nowhere; the findings have {found}, which is where they saw it.")
+    elif asserted and boxes and not seen:
+        boxes, answer = [], ""
+        found = ", ".join(f"{name} is only {probability[name]:.2f}" for name in asserted)
+        warnings.append(f"The language model points to a place, but the probability of {found}: no box is given.")
     return {
         "image": film.record,
         "model": reader.description,
         "task": "ground",
         "phrase": phrase,
         "boxes": [[round(side, 4) for side in box] for box in boxes],
-        "answer": text.text or found,
-        "findings": [{"name": name, "probability": round(float(probability[name]), 4)} for name in names],
+        "answer": answer or ("Found here." if boxes else "Nothing was found for this phrase."),
+        "findings": [{"name": one["name"], "probability": round(float(probability[one["name"]]), 4)} for one in labels],
         "warnings": warnings,
     }
 
@@ -422,63 +426,28 @@ def observe_gaze(
 
 
 @torch.inference_mode()
-def recover_order(
-    reader: Reader, films: Sequence[Film], gaze: Sequence[np.ndarray], max_new_tokens: int = MAX_ANSWER_TOKENS
-) -> list[list[int] | None]:
+def recover_order(reader: Reader, films: Sequence[Film], gaze: Sequence[np.ndarray]) -> list[list[int]]:
     """The order in time of shuffled fixations, or of parts of a reading shown as one fixation each.
 
-    The model is held to an answer that names each of them once.
+    Read off the graph: every fixation's score says how late it would come. The language model can be asked for the same
+    list (`task_prompt("order", count=K)` and `post_process_order`).
 
     Args:
         reader, films: as for [`read_films`].
-        gaze: (K, 3) per film in any order; K is at least 2.
+        gaze: (K, 3) per film in any order.
 
     Returns:
-        per film the K indices of `gaze`, the one looked at first in front; `None` where they did not fit into
-        `max_new_tokens`.
+        per film the K indices of `gaze`, the one looked at first in front.
 
     Raises:
-        InputError: gaze that cannot be used.
+        InputError: gaze that cannot be used, or more fixations than the model takes.
     """
-    processor = reader.processor
-    counts = [len(one) for one in gaze]
-    prompts = [processor.task_prompt("order", count=count) for count in counts]
-    allowed = OrderTokens(processor.tokenizer, counts)
-    sequences, _, _ = generate_reports(reader, films, gaze, "recorded", max_new_tokens, prompts, allowed=allowed)
-    return processor.post_process_order(processor.batch_decode_report(sequences), counts)
-
-
-class OrderTokens:
-    """What may follow in an answer that names each number from 1 to K once, whatever tokens a number is made of.
-
-    Args:
-        tokenizer: of the model.
-        counts: K of each film.
-    """
-
-    def __init__(self, tokenizer, counts: Sequence[int]):
-        self.counts, self.end = counts, tokenizer.eos_token_id
-        # A number that follows another one begins with the space between them.
-        self.tokens = [
-            [tokenizer.encode(before + str(number), add_special_tokens=False) for number in range(1, max(counts) + 1)]
-            for before in ("", " ")
-        ]
-
-    def __call__(self, film: int, generated: list[int]) -> list[int]:
-        return sorted(self.following(generated, frozenset(range(self.counts[film])), 0)) or [self.end]
-
-    def following(self, generated: list[int], left: frozenset, place: int) -> set[int]:
-        """Tokens that may follow `generated`, which begins where one of the numbers `left` is to begin."""
-        if not left:
-            return {self.end}
-        tokens = set()
-        for number in left:
-            own = self.tokens[min(place, 1)][number]
-            if len(generated) < len(own) and own[: len(generated)] == generated:
-                tokens.add(own[len(generated)])
-            elif generated[: len(own)] == own:
-                tokens |= self.following(generated[len(own) :], left - {number}, place + 1)
-        return tokens
+    limit = reader.processor.max_fixations
+    for film, one in zip(films, checked_batch(films, gaze, "sets of fixations"), strict=True):
+        if len(one) > limit:
+            raise InputError(f"{film.name}: {len(one)} fixations are to be put in order; the model takes {limit}.")
+    scores = image_features(reader, films, gaze, "recorded").order_scores.cpu()
+    return [row[: len(one)].argsort(stable=True).tolist() for row, one in zip(scores, gaze, strict=True)]
 
 
 def checked_batch(films: Sequence[Film], asked: Sequence, name: str) -> Sequence:

@@ -64,6 +64,8 @@ class Gaze2ReportImageFeatures(BaseModelOutputWithPooling):
     token_fixations (`torch.Tensor` of shape `(B, K)`): the fixation that each fixation slot holds, -1 for none.
     heat_map (`torch.Tensor` of shape `(B, P)`): where dwell time fell, summing to one.
     readout_attention (`torch.Tensor` of shape `(B, P)`): attention of the global token over the patches.
+    order_scores (`torch.Tensor` of shape `(B, N)`): how late in a reading each fixation would come, whatever order they
+        were given in; they compare within a film.
     findings ([`Gaze2ReportFindings`]): finding logits, maps and boxes, region boxes, image embedding.
     """
 
@@ -73,6 +75,7 @@ class Gaze2ReportImageFeatures(BaseModelOutputWithPooling):
     token_fixations: torch.LongTensor | None = None
     heat_map: torch.FloatTensor | None = None
     readout_attention: torch.FloatTensor | None = None
+    order_scores: torch.FloatTensor | None = None
     findings: Gaze2ReportFindings | None = None
 
 
@@ -245,6 +248,7 @@ class Gaze2ReportModel(Gaze2ReportPreTrainedModel):
             token_fixations=fused.token_fixations,
             heat_map=fused.heat_map,
             readout_attention=fused.readout_attention,
+            order_scores=self.perception.score_order(fused.fixation_states),
             findings=findings,
         )
 

@@ -11,14 +11,16 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Perception heads on the fused patches: 14 findings with a map and a box each, 17 anatomical regions, contrast.
+"""Perception heads on the fused film: 14 findings with a map and a box each, 17 anatomical regions, contrast, order.
 
 Every class reads the patches through an attention map of its own, so that a probability comes with the place that it
 rests on: the scores that the map is the softmax of can be taught patch by patch, where boxes are known, and the highest
 of them counts towards the probability. A box is centred on the map's centre of mass, corrected by a learned shift, with
 a learned size. What was found, how surely and where is written back onto the visual-gaze tokens, so that the language
 model speaks of the same findings and boxes as the heads (Eyes on the Image hands them over in words: arXiv 2508.13068).
-The image embedding and its counterpart for text serve the image-text contrast of the same paper.
+The image embedding and its counterpart for text serve the image-text contrast of the same paper. A score of every
+fixation says how late in a reading it would come: sorted, the scores of shuffled ones give their order (the sequential
+dependency of GazeX, arXiv 2604.14316, asked of the graph).
 """
 
 import math
@@ -143,6 +145,8 @@ class Gaze2ReportPerceptionModel(Gaze2ReportPerceptionPreTrainedModel):
         self.text_projection = nn.Linear(config.text_hidden_size, config.projection_dim)
         self.logit_scale = nn.Parameter(torch.empty(()))
         self.token_update = nn.Linear(5 * config.num_findings, config.hidden_size)
+        self.order_hidden = nn.Linear(config.hidden_size, config.hidden_size)
+        self.order_score = nn.Linear(config.hidden_size, 1)
         self.post_init()
 
     @without_autocast
@@ -181,6 +185,11 @@ class Gaze2ReportPerceptionModel(Gaze2ReportPerceptionPreTrainedModel):
         found = torch.cat((weight, weight * findings.boxes.float().unsqueeze(1)), dim=-1).flatten(2)
         update = self.token_update(found.to(self.token_update.weight.dtype)).to(tokens.dtype)
         return tokens + F.pad(update, (0, 0, 0, tokens.shape[1] - update.shape[1]))
+
+    @without_autocast
+    def score_order(self, fixation_states: torch.Tensor) -> torch.Tensor:
+        """How late in a reading each fixation would come; scores compare within a film. Shapes: (B, N, D) -> (B, N)."""
+        return self.order_score(F.gelu(self.order_hidden(fixation_states))).squeeze(-1)
 
     def embed_text(self, text_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Unit-norm embedding of text from the language model's states. Shapes: (B, L, d), (B, L) -> (B, E)."""

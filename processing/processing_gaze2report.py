@@ -521,14 +521,18 @@ class Gaze2ReportProcessor(ProcessorMixin):
         pairs = list(zip(grounded.sentences, grounded.boxes, strict=True))
         return [("", grounded.loose_boxes), *pairs] if grounded.loose_boxes else pairs
 
-    def post_process_grounding(self, texts: Sequence[str], films, image_features=None) -> list[GroundedText]:
+    def post_process_grounding(
+        self, texts: Sequence[str], films, image_features=None, phrases: Sequence[str] | None = None
+    ) -> list[GroundedText]:
         """Texts with boxes as `text`, `sentences`, `boxes` per sentence and `loose_boxes`, in [0, 1] of each film.
 
         Args:
             texts: what the model wrote, as `batch_decode_report` gives it.
             films: the film of each text, as it was given to the processor.
-            image_features: output of the model's `get_image_features` for the same films. With it each box becomes the
-                one seen by the perception heads that overlaps it most; without, boxes stay as the text has them.
+            image_features: output of the model's `get_image_features` for the same films. With it each box becomes one
+                that the perception heads saw: of the finding or region that its sentence names, else the one that
+                overlaps it most. Without, boxes stay as the text has them.
+            phrases: what boxes that stand in no sentence are about, for each text.
         """
         results = []
         for index, (text, film) in enumerate(zip(texts, films, strict=True)):
@@ -541,8 +545,11 @@ class Gaze2ReportProcessor(ProcessorMixin):
                 GroundedText(
                     grounded.text,
                     grounded.sentences,
-                    [self.written_boxes(boxes, film, seen) for boxes in grounded.boxes],
-                    self.written_boxes(grounded.loose_boxes, film, seen),
+                    [
+                        self.written_boxes(boxes, film, seen, sentence)
+                        for sentence, boxes in zip(grounded.sentences, grounded.boxes, strict=True)
+                    ],
+                    self.written_boxes(grounded.loose_boxes, film, seen, phrases[index] if phrases else ""),
                 )
             )
         return results
@@ -563,13 +570,13 @@ class Gaze2ReportProcessor(ProcessorMixin):
         return results
 
     def written_boxes(
-        self, boxes: Sequence, film, seen: Sequence | None = None
+        self, boxes: Sequence, film, seen: dict[str, list] | None = None, text: str = ""
     ) -> list[tuple[float, float, float, float]]:
         """Boxes of the square on a film, of `seen` where given those they mean; none that lie beside the film."""
         if not boxes:
             return []
         if seen is not None:
-            boxes = meant_boxes(boxes, seen)
+            boxes = meant_boxes(boxes, seen, text)
         side = self.image_processor.size["height"]
         moved = self.boxes_on_film(np.array(boxes), (film.height, film.width), side)
         return [tuple(box.tolist()) for box in moved if box[0] < box[2] and box[1] < box[3]]

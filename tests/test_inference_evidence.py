@@ -1,20 +1,27 @@
 """What inference adds to the evidence: attention to visual-gaze tokens, and readings along drawn scanpaths."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from transformers import set_seed
 
+from modeling_gaze2report import inference
 from modeling_gaze2report.inference import (
-    OrderTokens,
     Reader,
     generate_reports,
+    phrase_record,
     read_films,
     recover_order,
     reread_films,
     visual_gaze_attention,
 )
+from modeling_gaze2report.modeling_gaze2report import Gaze2ReportImageFeatures
+from modeling_gaze2report.processing.errors import InputError
+from modeling_gaze2report.processing.grounding import GroundedText
 from modeling_gaze2report.processing.image_processing_gaze2report import load_film
+from modeling_gaze2report.processing.report_labels import FINDINGS
 
 from .tiny_export import NUM_VISUAL_GAZE_TOKENS, build_tiny_model
 
@@ -36,44 +43,30 @@ def film(seed, height=80, width=60):
     return load_film(np.random.default_rng(seed).integers(0, 256, (height, width), dtype=np.uint8), name=f"film {seed}")
 
 
-class Characters:
-    """A tokenizer of characters: a digit is itself, a space 10, the end 11."""
+def test_an_order_goes_by_the_scores_of_the_fixations(reader, monkeypatch):
+    scores = torch.tensor([[0.5, 0.1, -1.0, -9.0], [0.0, 2.0, 1.0, -0.5]])
+    features = Gaze2ReportImageFeatures(order_scores=scores)
+    monkeypatch.setattr(inference, "image_features", lambda *rest: features)
 
-    eos_token_id = 11
-
-    def encode(self, text, add_special_tokens):
-        return [10 if one == " " else int(one) for one in text]
-
-
-@pytest.mark.parametrize(
-    "generated, following",
-    [
-        ([], {1, 2, 3, 4, 5, 6, 7, 8, 9}),  # any of 1 to 10, the last one by its first digit
-        ([1], {0, 10}),  # 10, or 1 and the space before the next
-        ([1, 0], {10}),
-        ([1, 0, 10], {1, 2, 3, 4, 5, 6, 7, 8, 9}),
-        ([1, 10], {1, 2, 3, 4, 5, 6, 7, 8, 9}),  # of 1 and 10 the latter is left
-        ([1, 10, 1], {0}),
-        ([3, 10], {1, 2, 4, 5, 6, 7, 8, 9}),
-    ],
-)
-def test_an_order_names_each_number_once(generated, following):
-    assert set(OrderTokens(Characters(), [2, 10])(1, generated)) == following
+    # The fourth score of the first film belongs to no fixation of it.
+    assert recover_order(reader, [film(0), film(1)], [np.ones((3, 3)), np.ones((4, 3))]) == [[2, 1, 0], [3, 0, 2, 1]]
 
 
-def test_an_order_ends_with_its_last_number():
-    allowed = OrderTokens(Characters(), [2, 10])
-
-    assert allowed(0, [2, 10]) == [1]
-    assert allowed(0, [2, 10, 1]) == allowed(0, [2, 10, 1, 11]) == [11]
-
-
-def test_a_model_that_has_learned_nothing_gives_an_order_all_the_same(reader):
+def test_an_order_holds_every_fixation_once_and_is_that_of_the_film_alone(reader):
     gaze = [np.random.default_rng(seed).random((count, 3)) for seed, count in enumerate((2, 5))]
+    films = [film(0), film(1)]
 
-    orders = recover_order(reader, [film(0), film(1)], gaze)
+    orders = recover_order(reader, films, gaze)
 
     assert [sorted(order) for order in orders] == [[0, 1], [0, 1, 2, 3, 4]]
+    assert orders == [recover_order(reader, [one], [own])[0] for one, own in zip(films, gaze, strict=True)]
+
+
+def test_more_fixations_than_the_model_takes_have_no_order(reader):
+    limit = reader.processor.max_fixations
+
+    with pytest.raises(InputError, match=rf"film 0: {limit + 1} fixations .* the model takes {limit}"):
+        recover_order(reader, [film(0)], [np.full((limit + 1, 3), 0.5)])
 
 
 PROMPTS = ["Write the report of this chest X-ray.", "Is there an effusion, and on which side is it to be seen?"]
@@ -166,3 +159,44 @@ def test_records_say_what_their_confidence_rests_on(reader):
 
     assert record["confidence_from"] == {"token_probability": True, "num_scanpaths": 2}
     assert all(set(finding["agreement"]) == {"probability", "report"} for finding in record["findings"])
+
+
+# -- phrases ----------------------------------------------------------------------------------------------------------
+
+EFFUSION, WRITTEN, SEEN = FINDINGS.index("Pleural Effusion"), (0.1, 0.5, 0.3, 0.9), (0.0, 0.4, 0.4, 1.0)
+
+
+def grounded(reader, phrase, probability, written):
+    """The record of a phrase where the effusion has a probability, and the language model wrote a box or none."""
+    probabilities, boxes = np.zeros(14), np.zeros((14, 4))
+    probabilities[EFFUSION], boxes[EFFUSION] = probability, SEEN
+    reader.processor.finding_thresholds = [0.5] * 14
+    observation = SimpleNamespace(finding_probabilities=probabilities, finding_boxes=boxes)
+    text = GroundedText("" if written else "No effusion is seen.", [], [], [WRITTEN] if written else [])
+    return phrase_record(reader, film(0), phrase, text, observation)
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_a_phrase_of_a_probable_finding_has_a_box_whatever_the_language_model_says(reader, written):
+    record = grounded(reader, "pleural effusion", 0.8, written)
+
+    assert record["boxes"] == [list(WRITTEN if written else SEEN)]
+    assert record["answer"] == "Found here."
+    expected = [] if written else ["points nowhere; the findings have Pleural Effusion with a probability of 0.80"]
+    assert len(record["warnings"]) == len(expected) and all(map(str.__contains__, record["warnings"], expected))
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_a_phrase_of_an_improbable_finding_has_none(reader, written):
+    record = grounded(reader, "pleural effusion", 0.2, written)
+
+    assert record["boxes"] == []
+    assert record["answer"] == ("Nothing was found for this phrase." if written else "No effusion is seen.")
+    expected = ["points to a place, but the probability of Pleural Effusion is only 0.20"] if written else []
+    assert len(record["warnings"]) == len(expected) and all(map(str.__contains__, record["warnings"], expected))
+
+
+@pytest.mark.parametrize("phrase", ["left lung", "no pleural effusion"])
+def test_of_a_phrase_that_asserts_no_finding_the_language_model_decides(reader, phrase):
+    assert grounded(reader, phrase, 0.8, written=False)["boxes"] == []
+    assert grounded(reader, phrase, 0.2, written=True)["boxes"] == [list(WRITTEN)]

@@ -20,13 +20,13 @@ belong to. Reading never fails: what is no box gives none, and nothing is guesse
 
 import re
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from .anatomy import REGION_NAMES
 from .evidence import find_sentence
 from .gaze_geometry import overlaps_with
-from .report_labels import split_sentences
+from .report_labels import FINDINGS, label_sentence, split_sentences
 from .structured import middle_of
 
 # The largest coordinate in text; 0 and this one are the edges of the square.
@@ -35,7 +35,7 @@ LAST_COORDINATE = 999
 # ones than this are none: no four numbers take so many characters.
 _MARK_RE = re.compile(r"\s{0,4}\[(?=[\s,]*(?:[0-9]|\Z))([0-9\s,]{0,64})(?:\]|\Z)")
 _NUMBER_RE = re.compile(r"[0-9]+")
-# A written box that shares this much with a seen one (intersection over union) means it.
+# Behind a text that names nothing, a written box means a seen one where they share this much (intersection over union).
 MEANT_IOU = 0.1
 
 
@@ -91,35 +91,52 @@ def read_box(numbers: str) -> tuple[float, float, float, float] | None:
     return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
 
 
-def seen_boxes(finding_boxes: Sequence, region_boxes: Sequence) -> list[tuple[float, float, float, float]]:
-    """Boxes that a text about a film may mean: those of the findings, of a finding that reaches across the midline also
-    its part on either side, and those of the regions.
+def seen_boxes(finding_boxes: Sequence, region_boxes: Sequence) -> dict[str, list[tuple[float, float, float, float]]]:
+    """Boxes that a text about a film may mean, by the name of what is there: those of the findings, of a finding that
+    reaches across the midline also its part on either side, and those of the regions.
 
     Shapes: findings (14, 4) and regions (17, 4), in the frame of the result. That there is no finding has no place: the
     first finding is left out.
     """
     middle = middle_of(dict(zip(REGION_NAMES, region_boxes, strict=True)))
-    boxes = []
-    for x0, y0, x1, y1 in finding_boxes[1:]:
-        boxes.append((x0, y0, x1, y1))
+    boxes = {name: [box] for name, box in zip((*FINDINGS, *REGION_NAMES), (*finding_boxes, *region_boxes), strict=True)}
+    del boxes[FINDINGS[0]]
+    for name in FINDINGS[1:]:
+        x0, y0, x1, y1 = boxes[name][0]
         if x0 < middle < x1:
-            boxes += [(x0, y0, middle, y1), (middle, y0, x1, y1)]
-    boxes = [tuple(map(float, box)) for box in (*boxes, *region_boxes)]
-    return [box for box in boxes if box[0] < box[2] and box[1] < box[3]]
+            boxes[name] += [(x0, y0, middle, y1), (middle, y0, x1, y1)]
+    return {
+        name: [tuple(map(float, box)) for box in several if box[0] < box[2] and box[1] < box[3]]
+        for name, several in boxes.items()
+    }
 
 
-def meant_boxes(written: Sequence, seen: Sequence) -> list[tuple[float, float, float, float]]:
-    """For each box that a language model wrote the seen one that overlaps it most, or itself where none does.
+def meant_boxes(written: Sequence, seen: Mapping[str, Sequence], text: str) -> list[tuple[float, float, float, float]]:
+    """For each box that a language model wrote the seen one that it means: of the boxes of what the text names, the one
+    that overlaps it most. Behind a text that names nothing seen, any that overlaps it enough, or itself.
 
-    Each comes once, also where several written ones mean it. A language model is good at saying which box it means, and
-    perception heads at saying where that is.
+    Each comes once, also where several written ones mean it. A language model is good at saying what is there, and
+    perception heads at saying where.
+
+    Args:
+        written: boxes in the frame of the seen ones.
+        seen: boxes by the name of a finding or region, as [`seen_boxes`] gives them.
+        text: the sentence or phrase that the boxes belong to.
     """
+    named = [box for name in names_in(text) for box in seen.get(name, ())]
+    choice = named or [box for several in seen.values() for box in several]
     boxes = []
     for box in written:
-        overlap = overlaps_with(box, seen)
-        is_seen = overlap.max(initial=0.0) >= MEANT_IOU
-        boxes.append(tuple(seen[int(overlap.argmax())] if is_seen else box))
+        overlap = overlaps_with(box, choice)
+        is_meant = named or overlap.max(initial=0.0) >= MEANT_IOU
+        boxes.append(tuple(choice[int(overlap.argmax())] if is_meant else box))
     return list(dict.fromkeys(boxes))
+
+
+def names_in(text: str) -> list[str]:
+    """The findings that a text asserts; where it asserts none, the regions that it names."""
+    findings = [one["name"] for one in label_sentence(text) if one["status"] != "negative"]
+    return findings or [name for name in REGION_NAMES if name in text.lower()]
 
 
 def pieces_without_marks(pieces: Sequence[str]) -> list[str]:

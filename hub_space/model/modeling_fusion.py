@@ -141,6 +141,7 @@ class Gaze2ReportFusionOutput(ModelOutput):
         slots in the order of reading.
     token_fixations (`torch.Tensor` of shape `(B, K)`): which fixation each slot holds, -1 for an empty slot.
     patch_states (`torch.Tensor` of shape `(B, P, D)`): patch nodes.
+    fixation_states (`torch.Tensor` of shape `(B, N, D)`): fixation nodes; without meaning where masked.
     global_state (`torch.Tensor` of shape `(B, D)`): global node.
     readout_attention (`torch.Tensor` of shape `(B, P)`): attention of the global node over the patches in the last
         layer, mean over heads, summing to one.
@@ -150,6 +151,7 @@ class Gaze2ReportFusionOutput(ModelOutput):
     tokens: torch.FloatTensor | None = None
     token_fixations: torch.LongTensor | None = None
     patch_states: torch.FloatTensor | None = None
+    fixation_states: torch.FloatTensor | None = None
     global_state: torch.FloatTensor | None = None
     readout_attention: torch.FloatTensor | None = None
     heat_map: torch.FloatTensor | None = None
@@ -506,6 +508,7 @@ class Gaze2ReportFusionModel(Gaze2ReportFusionPreTrainedModel):
             tokens=tokens,
             token_fixations=token_fixations,
             patch_states=patch_states,
+            fixation_states=fixation_states,
             global_state=global_state.squeeze(1),
             readout_attention=readout / readout.sum(-1, keepdim=True).clamp_min(1e-12),
             heat_map=heat,

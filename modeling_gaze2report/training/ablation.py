@@ -91,7 +91,8 @@ def variants_of_modules(stage: StageRecipe) -> dict[str, StageRecipe]:
         tasks = {name: share for name, share in stage.tasks.items() if name != left_out}
         if not any(tasks.values()):
             raise DataError(f"stage {stage.name} has no task but {left_out}: nothing is left without it.")
-        variants[f"without {left_out}"] = dataclasses.replace(stage, tasks=tasks)
+        losses = dataclasses.replace(stage.losses, order=0.0) if left_out == "order" else stage.losses
+        variants[f"without {left_out}"] = dataclasses.replace(stage, tasks=tasks, losses=losses)
     return variants
 
 

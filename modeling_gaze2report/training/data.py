@@ -316,6 +316,7 @@ class ReportCollator:
         batch["tasks"] = torch.tensor([TASKS.index(task) for task in tasks])
         recorded = [self.shortened(gaze_of(record)) for record in records]
         features = self.processor.gaze_features(recorded, "auto", np.array(sizes), side)
+        batch["order_ranks"] = rank_rows([example.ranks for example in examples[: len(films)]])
         batch["recorded_fixations"] = torch.from_numpy(features["fixations"])
         batch["recorded_mask"] = torch.from_numpy(features["fixation_mask"])
         batch["trust"] = torch.tensor(
@@ -418,6 +419,15 @@ class ReportCollator:
         has_text = mask.any(-1)
         mask[:, 0] |= ~has_text  # attention over nothing would not be a number
         return {"text_ids": ids, "text_mask": mask, "text_keys": torch.tensor(keys), "has_text": has_text}
+
+
+def rank_rows(ranks: list[np.ndarray | None]) -> torch.Tensor:
+    """Places in time as one table, -1 where there is none. Shapes: (N,) or nothing per film -> (B, N)."""
+    rows = torch.full((len(ranks), max((len(row) for row in ranks if row is not None), default=0)), -1)
+    for film, row in enumerate(ranks):
+        if row is not None:
+            rows[film, : len(row)] = torch.as_tensor(row)
+    return rows
 
 
 def draw_task(shares: dict[str, float], generator: np.random.Generator) -> str:

@@ -64,7 +64,7 @@ from .stages import LossModel, StageTrainer, freeze_all_but, prepare_model, trai
 
 WITH, WITHOUT = "with gaze", "without gaze branch"
 # Losses and tasks that show a model recorded gaze.
-GAZE_LOSSES = ("scanpath", "scanpath_map", "gaze_attention")
+GAZE_LOSSES = ("scanpath", "scanpath_map", "gaze_attention", "order")
 GAZE_TASKS = ("observe", "order")
 # What is read: the model and the gaze it reads with. The row of a table has the name of its gaze, the last its model's.
 SYSTEMS = {**{source: (WITH, source) for source in GAZE_SOURCES}, WITHOUT: (WITHOUT, "none")}

@@ -151,6 +151,24 @@ def area(boxes: torch.Tensor) -> torch.Tensor:
     return (boxes[..., 2:] - boxes[..., :2]).clamp_min(0).prod(-1)
 
 
+def order_loss(scores: torch.Tensor, ranks: torch.Tensor, count: torch.Tensor | None = None) -> torch.Tensor:
+    """Pairwise logistic loss of the order of fixations (RankNet, Burges et al. 2005): the mean over pairs, i before
+    j, of log(1 + exp(s_i - s_j)).
+
+    Shapes: scores (B, N), higher for later; ranks (B, N), -1 where the place in time is not known -> (). `count` is of
+    pairs.
+    """
+    scores = widened(scores)
+    values = F.softplus(scores.unsqueeze(-1) - scores.unsqueeze(-2))
+    return masked_mean(values, ordered_pairs(ranks), count)
+
+
+def ordered_pairs(ranks: torch.Tensor) -> torch.Tensor:
+    """Whether i is known to come before j. Shapes: ranks (B, N), -1 where not known -> (B, N, N) bool."""
+    known = ranks >= 0
+    return (ranks.unsqueeze(-1) < ranks.unsqueeze(-2)) & known.unsqueeze(-1) & known.unsqueeze(-2)
+
+
 def gaze_attention_loss(
     attention: torch.Tensor,
     heat: torch.Tensor,
@@ -234,6 +252,8 @@ __all__ = [
     "findings_loss",
     "gaze_attention_loss",
     "masked_mean",
+    "order_loss",
+    "ordered_pairs",
     "report_loss",
     "scanpath_loss",
     "scanpath_map_loss",

@@ -69,6 +69,8 @@ class ModelRecipe:
     Attributes:
         checkpoint: folder or Hub id of a model in Hub layout, such as `gaze2report assemble` writes; its processor
             comes with it. Left out, the model starts from nothing.
+        new_gaze: keep nothing of the checkpoint but vision tower and language model; scanpath model, graph, perception
+            heads and projector start from nothing.
         vision: configuration of an image encoder of transformers, with its `model_type`; from nothing only.
         text: configuration of a causal language model of transformers, with its `model_type`; the vocabulary is set by
             the tokenizer; from nothing only.
@@ -79,6 +81,7 @@ class ModelRecipe:
     """
 
     checkpoint: str | None = None
+    new_gaze: bool = False
     vision: dict = field(default_factory=dict)
     text: dict = field(default_factory=dict)
     scanpath: dict = field(default_factory=dict)
@@ -123,6 +126,7 @@ class LossWeights:
         finding_maps: patches that the boxes of each finding cover.
         region_boxes: the 17 anatomical boxes.
         contrast: image-text contrast within the batch, over all processes.
+        order: order of the shuffled parts that the task `order` shows.
     """
 
     report: float = 0.0
@@ -134,6 +138,7 @@ class LossWeights:
     finding_maps: float = 0.0
     region_boxes: float = 0.0
     contrast: float = 0.0
+    order: float = 0.0
 
 
 @dataclass
@@ -273,6 +278,8 @@ def check(recipe: Recipe, file: str) -> None:
         raise RecipeError(f"{file}: model needs a checkpoint, or vision and text to start from nothing.")
     if recipe.model.checkpoint is not None and (recipe.model.vision or recipe.model.text):
         raise RecipeError(f"{file}: model has a checkpoint, whose towers are fixed: leave out vision and text.")
+    if recipe.model.new_gaze and (recipe.model.checkpoint is None or recipe.model.quantization != "none"):
+        raise RecipeError(f"{file}: model.new_gaze needs model.checkpoint, and none of its weights in 4 bits.")
     if recipe.model.quantization != "none" and not (recipe.lora and recipe.model.checkpoint):
         raise RecipeError(f"{file}: model.quantization = 4bit needs model.checkpoint and lora.")
     check_names(recipe.data.columns, COLUMNS, file, "data.columns")
@@ -304,6 +311,11 @@ def check(recipe: Recipe, file: str) -> None:
                 )
         if not all(isinstance(share, (int, float)) and share >= 0 for share in stage.tasks.values()):
             raise RecipeError(f"{file}: {where}.tasks: shares must be numbers of at least 0.")
+        if stage.losses.order and not stage.tasks.get("order"):
+            raise RecipeError(
+                f"{file}: {where}.losses.order = {stage.losses.order} needs what the task order shows: give it "
+                f"a share in {where}.tasks."
+            )
         if stage.texts_per_film < 1:
             raise RecipeError(f"{file}: {where}.texts_per_film = {stage.texts_per_film} must be at least 1.")
         if not sum(stage.tasks.values()):

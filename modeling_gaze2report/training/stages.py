@@ -52,6 +52,8 @@ from .losses import (
     finding_targets,
     findings_loss,
     gaze_attention_loss,
+    order_loss,
+    ordered_pairs,
     report_loss,
     scanpath_loss,
     scanpath_map_loss,
@@ -113,6 +115,7 @@ def annotation_counts(batch: dict, stage: StageRecipe) -> dict[str, torch.Tensor
         "finding_maps": batch["mapped_findings"].sum(),
         "region_boxes": batch["region_mask"].sum(),
         "contrast": batch["has_text"].sum() if "has_text" in batch else has_gaze.sum() * 0,
+        "order": ordered_pairs(batch["order_ranks"]).sum(),
     }
     return {name: every[name] for name, weight in vars(stage.losses).items() if weight}
 
@@ -167,6 +170,7 @@ class LossModel(nn.Module):
             or weights.finding_maps
             or weights.gaze_attention
             or weights.contrast
+            or weights.order
         )
         if needs_fusion:
             features = model.model.get_image_features(
@@ -229,6 +233,9 @@ class LossModel(nn.Module):
             losses["region_boxes"] = box_loss(
                 features.findings.region_boxes, batch["region_boxes"], batch["region_mask"], counts["region_boxes"]
             )
+        if weights.order:
+            shown = batch["order_ranks"].shape[1]
+            losses["order"] = order_loss(features.order_scores[:, :shown], batch["order_ranks"], counts["order"])
         if weights.gaze_attention:
             # The target is the recorded map, also where the model was shown predicted gaze or none.
             losses["gaze_attention"] = gaze_attention_loss(
@@ -782,9 +789,20 @@ def load_checkpoint(recipe: Recipe) -> tuple[Gaze2ReportForConditionalGeneration
                 f"model.checkpoint {where}: {len(names)} weights are {kind.partition('_')[0]}, the first of them "
                 f"{sorted(names)[0]}; the checkpoint is not of the shape that its configuration and the recipe say."
             )
+    if recipe.model.new_gaze:
+        model = with_new_gaze(model)
     if recipe.model.quantization == "4bit":
         model = prepare_four_bit(model, recipe.gradient_checkpointing)
     return model, processor
+
+
+def with_new_gaze(model: Gaze2ReportForConditionalGeneration) -> Gaze2ReportForConditionalGeneration:
+    """A model of the same shape and towers, whose other parts know nothing."""
+    new = Gaze2ReportForConditionalGeneration(model.config).to(model.dtype)
+    for name in ("vision_tower", "language_model", "lm_head"):
+        part(new, name).load_state_dict(part(model, name).state_dict())
+    new.generation_config = model.generation_config
+    return new
 
 
 def check_annotations(recipe: Recipe, train: Dataset | IterableDataset, processor: Gaze2ReportProcessor) -> None:
@@ -805,6 +823,7 @@ def check_annotations(recipe: Recipe, train: Dataset | IterableDataset, processo
         "finding_boxes": ("boxes",),
         "finding_maps": ("boxes",),
         "region_boxes": ("regions",),
+        "order": ("sentences",),
     }
     first = RecordDataset(train.data.select(range(min(LOOKED_THROUGH, len(train)))), train.columns)
     has = {

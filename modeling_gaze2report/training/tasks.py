@@ -74,11 +74,13 @@ class TaskExample:
         prompt: the user's turn, for the processor's `text`.
         target: the answer.
         gaze: the gaze to show in place of the record's own: (N, 3) x, y in [0, 1] of the film, duration in seconds.
+        ranks: (N,) place in time of each row of `gaze`, where that is what is to be learned.
     """
 
     prompt: str
     target: str
     gaze: np.ndarray | None = None
+    ranks: np.ndarray | None = None
 
 
 def make_example(
@@ -350,9 +352,8 @@ def order_example(record: dict, processor, generator) -> TaskExample | None:
     chosen = np.sort(generator.choice(len(parts), size=count, replace=False))
     shuffled = generator.permutation(count)
     order = np.argsort(shuffled)  # where each part stands in what is shown
-    return TaskExample(
-        processor.task_prompt("order", count=count), order_text(order), parts[chosen][shuffled].astype(np.float32)
-    )
+    gaze = parts[chosen][shuffled].astype(np.float32)
+    return TaskExample(processor.task_prompt("order", count=count), order_text(order), gaze, shuffled)
 
 
 def sentence_parts(record: dict, fixations: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from modeling_gaze2report.processing.grounding import (
     read_order,
     seen_boxes,
 )
+from modeling_gaze2report.processing.report_labels import FINDINGS
 
 EDGE = 1 / 999
 
@@ -164,29 +165,48 @@ def test_of_a_finding_on_both_sides_either_part_may_be_meant():
     regions[REGION_NAMES.index("right lung")] = [0.1, 0.1, 0.4, 0.9]
     regions[REGION_NAMES.index("left lung")] = [0.6, 0.1, 0.9, 0.9]
 
-    assert seen_boxes(findings, regions) == [
-        (0.6, 0.2, 0.9, 0.3),
-        *((0.1, 0.6, 0.9, 0.8), (0.1, 0.6, 0.5, 0.8), (0.5, 0.6, 0.9, 0.8)),
-        *((0.1, 0.1, 0.4, 0.9), (0.6, 0.1, 0.9, 0.9)),
-    ]
+    assert {name: boxes for name, boxes in seen_boxes(findings, regions).items() if boxes} == {
+        FINDINGS[1]: [(0.6, 0.2, 0.9, 0.3)],
+        FINDINGS[10]: [(0.1, 0.6, 0.9, 0.8), (0.1, 0.6, 0.5, 0.8), (0.5, 0.6, 0.9, 0.8)],
+        "right lung": [(0.1, 0.1, 0.4, 0.9)],
+        "left lung": [(0.6, 0.1, 0.9, 0.9)],
+    }
 
 
-def test_a_written_box_means_the_seen_one_that_overlaps_it_most():
-    left, right = (0.0, 0.0, 0.4, 1.0), (0.6, 0.0, 1.0, 1.0)
+LEFT, RIGHT = (0.6, 0.0, 1.0, 1.0), (0.0, 0.0, 0.4, 1.0)
+SEEN = {"Pleural Effusion": [LEFT, RIGHT], "Lung Lesion": [(0.3, 0.1, 0.5, 0.3)], "left lung": [(0.6, 0.1, 0.9, 0.9)]}
 
-    assert meant_boxes([(0.3, 0.1, 0.9, 0.9)], [left, right]) == [right]  # IoU .24 / .64; left .08 / .80
+
+@pytest.mark.parametrize(
+    "text, meant",
+    [
+        ("There is a pleural effusion.", [LEFT]),  # IoU .24 / .64 with the left one, .08 / .80 with the right one
+        ("There is a nodule.", SEEN["Lung Lesion"]),
+        ("left lung", SEEN["left lung"]),
+        # A finding is what a sentence is about; the region only says where it is.
+        ("There is a nodule in the left lung.", SEEN["Lung Lesion"]),
+        ("No pleural effusion.", SEEN["left lung"]),  # IoU .24 / .48 of all
+        ("Degenerative changes.", SEEN["left lung"]),
+    ],
+)
+def test_a_written_box_means_what_its_sentence_names(text, meant):
+    assert meant_boxes([(0.3, 0.1, 0.9, 0.9)], SEEN, text) == meant
+
+
+def test_what_is_named_is_meant_also_where_the_written_box_misses_it():
+    assert meant_boxes([(0.8, 0.8, 0.9, 0.9)], SEEN, "A nodule.") == SEEN["Lung Lesion"]
 
 
 def test_a_box_where_nothing_was_seen_stays():
     # IoU 0.01 / 0.07 with the first is enough; with 0.0025 / 0.0775 it is not.
-    seen = [(0.0, 0.0, 0.2, 0.2)]
+    seen = {"Lung Lesion": [(0.0, 0.0, 0.2, 0.2)]}
 
-    assert meant_boxes([(0.1, 0.1, 0.3, 0.3)], seen) == seen
-    assert meant_boxes([(0.15, 0.15, 0.35, 0.35)], seen) == [(0.15, 0.15, 0.35, 0.35)]
-    assert meant_boxes([(0.1, 0.1, 0.3, 0.3)], []) == [(0.1, 0.1, 0.3, 0.3)]
+    assert meant_boxes([(0.1, 0.1, 0.3, 0.3)], seen, "") == seen["Lung Lesion"]
+    assert meant_boxes([(0.15, 0.15, 0.35, 0.35)], seen, "") == [(0.15, 0.15, 0.35, 0.35)]
+    assert meant_boxes([(0.1, 0.1, 0.3, 0.3)], {}, "A nodule.") == [(0.1, 0.1, 0.3, 0.3)]
 
 
 def test_two_boxes_that_mean_the_same_are_one():
-    seen = [(0.0, 0.0, 0.5, 0.5)]
+    seen = {"Lung Lesion": [(0.0, 0.0, 0.5, 0.5)]}
 
-    assert meant_boxes([(0.0, 0.0, 0.4, 0.5), (0.0, 0.1, 0.5, 0.5)], seen) == seen
+    assert meant_boxes([(0.0, 0.0, 0.4, 0.5), (0.0, 0.1, 0.5, 0.5)], seen, "") == seen["Lung Lesion"]

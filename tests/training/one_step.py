@@ -122,6 +122,7 @@ def gradients_of_one_step(batch_size: int, accumulation: int, losses: dict[str, 
         eval_steps=100,
         recorded_gaze=0.7,
         predicted_gaze=0.2,
+        tasks={"report": 1.0, "order": 1.0 if losses.get("order") else 0.0},
     )
     keep = KeepGradients()
     with tempfile.TemporaryDirectory() as folder:

@@ -13,6 +13,7 @@ from modeling_gaze2report.training.losses import (
     findings_loss,
     gaze_attention_loss,
     masked_mean,
+    order_loss,
     report_loss,
     scanpath_loss,
     scanpath_map_loss,
@@ -43,6 +44,15 @@ def test_scanpath_loss_is_the_mean_over_all_fixations_of_the_batch():
     mask = torch.tensor([[True, True, False], [True, False, False]])
 
     assert scanpath_loss(log_likelihood, mask) == 3.0  # (1 + 2 + 6) / 3
+
+
+def test_order_loss_is_the_mean_over_the_pairs_whose_order_is_known():
+    # Of the first film the second fixation came first, then the third, then the first; of the second one none is known.
+    scores = torch.tensor([[2.0, 0.5, 1.0, 7.0], [3.0, 2.0, 1.0, 0.0]])
+    ranks = torch.tensor([[2, 0, 1, -1], [-1, -1, -1, -1]])
+
+    expected = sum(math.log(1 + math.exp(early - late)) for early, late in ((0.5, 1.0), (0.5, 2.0), (1.0, 2.0))) / 3
+    assert order_loss(scores, ranks).item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_findings_loss_is_over_the_certain_labels():
@@ -305,6 +315,7 @@ GRADIENTS = {
     "gaze_attention": lambda x: gaze_attention_loss(
         x.view(2, 4).softmax(-1), HEAT, BOTH, torch.tensor([0.3, 0.9], dtype=torch.float64)
     ),
+    "order": lambda x: order_loss(x.view(2, 4), torch.tensor([[2, 0, 1, -1], [1, 0, -1, -1]])),
     "contrast": lambda x: contrast_loss(x[:4].view(2, 2), x[4:].view(2, 2), x.sum(), torch.tensor([1, 2]), BOTH),
 }
 

@@ -16,7 +16,7 @@ from modeling_gaze2report.processing.datasets.phantom import generate_phantom
 from modeling_gaze2report.training.data import ReportCollator
 from modeling_gaze2report.training.progress import read_log
 from modeling_gaze2report.training.recipe import PARTS, LossWeights, StageRecipe, load_recipe
-from modeling_gaze2report.training.stages import LossModel, run
+from modeling_gaze2report.training.stages import LossModel, prepare_model, run
 
 from ..tiny_export import export_tiny_model
 from .one_step import phantoms, without_dropout
@@ -44,6 +44,7 @@ def losses_of(folder, data, checkpoint, *overrides):
     places = [f"data.path={data}", f"model.checkpoint={checkpoint}", f"output={output}", "num_workers=0", "device=cpu"]
     lengths = ["stages.0.max_steps=2", "stages.0.batch_size=2", "stages.0.logging_steps=1", "stages.0.eval_steps=9"]
     stage = [f"stages.0.losses={json.dumps(LOSSES)}", f"stages.0.trainable={json.dumps(list(PARTS))}"]
+    stage.append("stages.0.tasks={report: 0.5, order: 0.5}")
     run(load_recipe("finetune", [*places, *lengths, *stage, *overrides]))
     steps = [line for line in read_log(folder / "model-records" / "training_log.jsonl") if "learning_rate" in line]
     assert [line["step"] for line in steps] == [1, 2]
@@ -218,3 +219,22 @@ def test_lora_beside_a_bfloat16_language_model(data, checkpoint, tmp_path, read_
     # Near the run in full precision, and far from the model before it.
     untrained = logits_of(load(checkpoint), processor)
     assert (logits - expected).abs().mean() < 0.5 * (expected - untrained).abs().mean()
+
+
+# -- a new gaze branch ------------------------------------------------------------------------------------------------
+
+
+def test_a_new_gaze_branch_stands_between_the_towers_of_the_checkpoint(checkpoint):
+    recipe = load_recipe(
+        "finetune", [f"model.checkpoint={checkpoint}", "data.path=unused", "model.new_gaze=true", "seed=7"]
+    )
+
+    before = AutoModelForImageTextToText.from_pretrained(checkpoint)
+    after, _ = prepare_model(recipe, train=None)
+
+    old, new = before.state_dict(), after.state_dict()
+    assert old.keys() == new.keys()
+    towers = ("model.vision_tower.", "model.language_model.", "lm_head.")
+    assert all(torch.equal(old[name], new[name]) for name in old if name.startswith(towers))
+    for name in ("scanpath.start", "fusion.global_node", "projector.linear_1.weight", "perception.order_hidden.weight"):
+        assert not torch.equal(old[f"model.{name}"], new[f"model.{name}"]), name

@@ -156,6 +156,7 @@ def test_the_order_brings_shuffled_parts_back_into_time(processor):
         made = example("order", processor, seed=seed, sentences=spoken_seconds(), fixations=rising())
         order = read_order(made.target, len(made.gaze))
         assert (np.diff(made.gaze[order][:, 0]) > 0).all()
+        assert made.ranks[order].tolist() == list(range(len(order)))
         assert f"these {len(made.gaze)}" in made.prompt
 
 

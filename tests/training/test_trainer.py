@@ -241,12 +241,14 @@ NEAR_THE_FLOOR = {
     "gaze_attention": 0.1,
     "scanpath_map": 0.05,
     "scanpath": -math.log(64) - 1,
+    "order": 0.05,
 }
 GROUPS = {
     "text": (("report", "contrast"), 200),
     "findings": (("findings", "finding_boxes", "region_boxes"), 500),
     "maps": (("finding_maps",), 300),
     "gaze": (("scanpath", "scanpath_map", "gaze_attention"), 200),
+    "order": (("order",), 200),
 }
 
 
@@ -261,10 +263,11 @@ def loss_of_the_map_of_the_right_cells(learner, batch):
 @pytest.mark.parametrize("names, steps", GROUPS.values(), ids=GROUPS)
 def test_losses_get_near_their_floors_on_eight_records(names, steps):
     model, processor = without_dropout()
-    stage = StageRecipe("all", list(PARTS), LossWeights(**dict.fromkeys(names, 1.0)))
+    tasks = {"order" if "order" in names else "report": 1.0}
+    stage = StageRecipe("all", list(PARTS), LossWeights(**dict.fromkeys(names, 1.0)), tasks=tasks)
     records = phantoms(range(8))
     records = [records[index] | {"report": text} for index, text in enumerate(SENTENCES)]
-    batch = ReportCollator(processor, recorded_gaze=1.0, predicted_gaze=0.0, with_text=True)(records)
+    batch = ReportCollator(processor, recorded_gaze=1.0, predicted_gaze=0.0, tasks=tasks, with_text=True)(records)
     learner = LossModel(model, stage).train()
     # A box loss has a kink where it is lowest: only a rate that falls to zero comes to rest there.
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=0.0)
