@@ -798,7 +798,7 @@ def load_checkpoint(recipe: Recipe) -> tuple[Gaze2ReportForConditionalGeneration
 
 def with_new_gaze(model: Gaze2ReportForConditionalGeneration) -> Gaze2ReportForConditionalGeneration:
     """A model of the same shape and towers, whose other parts know nothing."""
-    new = Gaze2ReportForConditionalGeneration(model.config).to(model.dtype)
+    new = Gaze2ReportForConditionalGeneration(model.config)
     for name in ("vision_tower", "language_model", "lm_head"):
         part(new, name).load_state_dict(part(model, name).state_dict())
     new.generation_config = model.generation_config
