@@ -177,6 +177,7 @@ def run_score_scanpaths(args) -> int:
     from .scanpath_scoring import (
         Prior,
         ScanpathScoring,
+        ceiling_section,
         centroid_statistics,
         human_ceiling,
         score_scanpaths,
@@ -226,13 +227,7 @@ def run_score_scanpaths(args) -> int:
         other |= centroid_statistics(others, references)
         comparisons[Path(args.compare).name] = compare_all(statistics, other, bootstrap, scores.patients)
     if not args.no_ceiling:
-        ceiling = human_ceiling(references, scoring, prior, progress("ceiling"))
-        if ceiling is not None:
-            extra["human_ceiling"] = {
-                "n": len(ceiling.images),
-                "method": "each reader against the other readers of the image, mean over readers, then images",
-                "metrics": score_all(ceiling.statistics(), bootstrap, ceiling.patients),
-            }
+        extra |= ceiling_section(human_ceiling(references, scoring, prior, progress("ceiling")), bootstrap)
     results = Results(
         n=len(scores.images),
         protocol="scanpath",

@@ -7,7 +7,7 @@ each. So the same code evaluates this project's model, a baseline, or a delibera
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol as TypingProtocol
 
@@ -22,7 +22,7 @@ from .findings import answer_statistics, finding_statistics
 from .reports import PROTOCOLS, Protocol, library_versions, report_statistics
 from .resampling import Bootstrap, Metric, score_all
 from .results import Results
-from .scanpath_scoring import ScanpathScoring, centroid_statistics, score_scanpaths
+from .scanpath_scoring import ScanpathScoring, ceiling_section, centroid_statistics, human_ceiling, score_scanpaths
 
 
 @dataclass
@@ -85,7 +85,8 @@ def evaluate_dataset(
 
     Args:
         predict: the system.
-        records: rows of a prepared data set (several readings of one image are several rows).
+        records: rows of a prepared data set. Several readings of one image are several rows, and the readers of an
+            image are then compared with each other as well, next to predicted gaze.
         gaze_sources: any of `GAZE_SOURCES`; the first is the system's result, the others are its controls.
         protocol: how reports are scored.
         bootstrap: draws; patients are drawn whole.
@@ -127,6 +128,9 @@ def evaluate_dataset(
     extra = {}
     if len(gaze_sources) > 1:
         extra["controls"] = compare_sources(rows, main, bootstrap, patients)
+    if "scanmatch" in rows[main]:
+        readings = [_reading(record, str(record["image_id"])) for record in records if record.get("fixations")]
+        extra |= ceiling_section(human_ceiling(readings, scoring), bootstrap)
     results = Results(
         n=len(records),
         protocol=protocol.name,
@@ -252,17 +256,20 @@ def _scanpath_rows(predictions, records, scoring, unavailable) -> dict[str, Metr
     read = [i for i, record in enumerate(records) if len(record_fixations(record))]
     if not read or any(predictions[i].fixations is None for i in read):
         return {}
-    predicted, reference = [], []
-    for i in read:
-        size = _image_size(records[i])
-        common = {"image_id": str(i), "patient_id": str(records[i]["patient_id"]), "size": size, "line": i}
-        fixations = np.asarray(predictions[i].fixations, dtype=np.float64).reshape(-1, 3)
-        predicted.append(Scanpath(reader_id=None, fixations=fixations, has_durations=True, **common))
-        reference.append(Scanpath(reader_id=None, fixations=record_fixations(records[i]), has_durations=True, **common))
+    reference = [_reading(records[i], str(i)) for i in read]
+    predicted = [
+        replace(reading, fixations=np.asarray(predictions[i].fixations, dtype=np.float64).reshape(-1, 3))
+        for reading, i in zip(reference, read, strict=True)
+    ]
     scores = score_scanpaths(predicted, reference, scoring)
     unavailable |= scores.unavailable
     statistics = scores.statistics() | centroid_statistics(predicted, reference)
     return {name: _spread(values, read, len(records)) for name, values in statistics.items()}
+
+
+def _reading(record: dict, image: str) -> Scanpath:
+    size, patient = _image_size(record), str(record["patient_id"])
+    return Scanpath(image, record.get("reader_id"), patient, size, record_fixations(record), True, 0)
 
 
 def _image_size(record: dict) -> tuple[float, float]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import DataError
 from .files import Scanpath
-from .resampling import Statistics, mean_statistics
+from .resampling import Bootstrap, Statistics, mean_statistics, score_all
 from .saliency import (
     ONE_DEGREE,
     auc_judd,
@@ -339,6 +339,19 @@ def human_ceiling(
         dict(zip(pair_names, excluded.tolist(), strict=True)),
         {},
     )
+
+
+def ceiling_section(ceiling: ScanpathScores | None, bootstrap: Bootstrap) -> dict:
+    """The section of `Results.extra` with the scores of a [`human_ceiling`]; empty where there is none."""
+    if ceiling is None:
+        return {}
+    return {
+        "human_ceiling": {
+            "n": len(ceiling.images),
+            "method": "each reader against the other readers of the image, mean over readers, then images",
+            "metrics": score_all(ceiling.statistics(), bootstrap, ceiling.patients),
+        }
+    }
 
 
 def centroid_statistics(predictions: Sequence[Scanpath], references: Sequence[Scanpath]) -> dict[str, Statistics]:

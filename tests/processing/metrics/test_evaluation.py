@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from modeling_gaze2report.processing.datasets.phantom import generate_phantom
+from modeling_gaze2report.processing.datasets.phantom import generate_phantom, generate_readings
 from modeling_gaze2report.processing.errors import DataError
 from modeling_gaze2report.processing.metrics.controls import GAZE_SOURCES
 from modeling_gaze2report.processing.metrics.evaluation import (
@@ -15,6 +15,7 @@ from modeling_gaze2report.processing.metrics.evaluation import (
     write_evaluation,
 )
 from modeling_gaze2report.processing.metrics.resampling import Bootstrap
+from modeling_gaze2report.processing.metrics.scanpaths import ScanMatch
 
 BOOTSTRAP = Bootstrap(200)
 WITHOUT_JAVA = ["meteor"]
@@ -79,6 +80,23 @@ def test_scanpaths_are_scored_where_the_system_predicts_them(phantoms):
     assert results.metrics["scanmatch"]["value"] == pytest.approx(1)
     assert results.metrics["centroid_icc_x"]["value"] == pytest.approx(1)
     assert "scanmatch" not in results.extra["controls"]["rows"]["none"]["metrics"]
+
+
+def test_readers_of_one_film_are_compared_with_each_other():
+    readings = [one for index in range(2) for one in generate_readings(0, index, 3, image_size=64)]
+
+    results, _ = evaluate_dataset(gaze_ignoring, readings, bootstrap=BOOTSTRAP, skip=WITHOUT_JAVA)
+
+    ceiling = results.extra["human_ceiling"]
+    assert ceiling["n"] == 2
+    # By hand: every reader of a film against each of the other two, the mean over them, then over films.
+    metrics, size = ScanMatch(), (64.0, 64.0)
+    by_film = [[record_fixations(one) for one in readings[first : first + 3]] for first in (0, 3)]
+    expected = np.mean(
+        [[metrics(first, second, size) for first in film for second in film if first is not second] for film in by_film]
+    )
+    assert ceiling["metrics"]["scanmatch"]["value"] == pytest.approx(expected)
+    assert "Human ceiling" in results.to_markdown()
 
 
 def test_an_evaluation_is_written_as_promised(phantoms, tmp_path):
