@@ -194,7 +194,9 @@ def summed(first: Timing, second: Timing) -> Timing:
     )
 
 
-def compared(group: str, what: str, baseline: str, ours: Timing, against: Timing, limit: float, strict=False) -> Row:
+def compared(
+    group: str, what: str, baseline: str, ours: Timing, against: Timing, limit: float | None = None, strict=False
+) -> Row:
     """A row of times, in milliseconds."""
     return Row(
         group,
@@ -446,35 +448,36 @@ class Benchmark:
     def time(self, functions: dict[str, Callable]) -> dict[str, Timing]:
         return time_in_turn(functions, self.repeats, self.preset.device)
 
-    def reports(self) -> list[Row]:
-        """Reports of 64 tokens with predicted gaze, against no gaze and against LLaVA with all patches."""
+    def report(self, model, inputs: dict, **options) -> Callable:
+        """A function that writes reports of 64 tokens, greedily."""
         import torch
 
+        @torch.inference_mode()
+        def run():
+            return model.generate(
+                **inputs,
+                max_new_tokens=REPORT_TOKENS,
+                min_new_tokens=REPORT_TOKENS,
+                do_sample=False,
+                pad_token_id=0,
+                **options,
+            )
+
+        return run
+
+    def reports(self) -> list[Row]:
+        """Reports of 64 tokens with predicted gaze, against no gaze and against LLaVA with all patches."""
         num_tokens = self.model.config.num_visual_gaze_tokens
         num_patches = self.model.config.grid_size**2
         no_gaze = make_llava(self.preset, self.model, num_tokens)
         llava = make_llava(self.preset, self.model)
         rows = []
-
-        def report(model, inputs):
-            @torch.inference_mode()
-            def run():
-                model.generate(
-                    **inputs,
-                    max_new_tokens=REPORT_TOKENS,
-                    min_new_tokens=REPORT_TOKENS,
-                    do_sample=False,
-                    pad_token_id=0,
-                )
-
-            return run
-
         for batch_size in (1, 8):
             ours = prompts(self.preset, self.model, batch_size, num_tokens)
             functions = {
-                "ours": report(self.model, ours),
-                "no gaze": report(no_gaze, ours),
-                "LLaVA": report(llava, prompts(self.preset, self.model, batch_size, num_patches)),
+                "ours": self.report(self.model, ours),
+                "no gaze": self.report(no_gaze, ours),
+                "LLaVA": self.report(llava, prompts(self.preset, self.model, batch_size, num_patches)),
             }
             timings = self.time(functions)
             films = f"report of {REPORT_TOKENS} tokens, batch {batch_size}"
@@ -505,6 +508,48 @@ class Benchmark:
                     )
             self.say_rows(rows[-4:])
             self.profile += blocks_of(functions["ours"], self.model, batch_size, self.preset.device)
+        return rows
+
+    def generation(self) -> list[Row]:
+        """One report of 64 tokens by what transformers offers for generation, against its default."""
+        import torch
+
+        model = self.model
+        inputs = prompts(self.preset, model, 1, model.config.num_visual_gaze_tokens)
+        with torch.inference_mode():
+            encoded = {"image": model.get_image_features(inputs["pixel_values"], return_dict=True)}
+        text = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        report = self.report(model, inputs)
+
+        def report_eagerly():
+            usual = model.config.text_config._attn_implementation
+            model.model.language_model.set_attn_implementation("eager")
+            try:
+                report()
+            finally:
+                model.model.language_model.set_attn_implementation(usual)
+
+        functions = {
+            "default": report,
+            "static cache": self.report(model, inputs, cache_implementation="static"),
+            "eager attention": report_eagerly,
+            "prompt lookup, 3 tokens": self.report(model, inputs, prompt_lookup_num_tokens=3),
+            "beam search, 3 beams": self.report(model, inputs, num_beams=3),
+            "film encoded ahead": self.report(model, text, mm_encoder_outputs=encoded),
+        }
+        timings = self.time(functions)
+        rows = [
+            compared(
+                "generation",
+                f"report of {REPORT_TOKENS} tokens, {name}",
+                "greedy, dynamic cache, the default attention",
+                timings[name],
+                timings["default"],
+            )
+            for name in functions
+            if name != "default"
+        ]
+        self.say_rows(rows)
         return rows
 
     def training(self) -> list[Row]:
@@ -849,6 +894,7 @@ class Benchmark:
 AXIS_FIELDS = ("patches", "fixations", "batch")
 GROUPS = {
     "report": Benchmark.reports,
+    "generation": Benchmark.generation,
     "graph": Benchmark.graph,
     "scanpath": Benchmark.scanpath,
     "images": Benchmark.images,

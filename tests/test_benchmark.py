@@ -151,6 +151,18 @@ def test_reports_are_compared_with_both_baselines_and_profiled_by_block():
     assert all(milliseconds > 0 for _, _, milliseconds in run.profile)
 
 
+def test_ways_to_generate_are_compared_with_the_default_and_leave_the_model_as_it_was():
+    run = Benchmark(TINY, repeats=1, say=lambda line: None)
+    before = run.model.model.language_model.config._attn_implementation
+
+    rows = run.generation()
+
+    ways = ("static cache", "eager attention", "prompt lookup, 3 tokens", "beam search, 3 beams", "film encoded ahead")
+    assert [row.what for row in rows] == [f"report of 64 tokens, {way}" for way in ways]
+    assert all(row.ratio > 0 and row.limit is None and row.met is None for row in rows)
+    assert run.model.model.language_model.config._attn_implementation == before
+
+
 def test_the_clock_of_the_blocks_leaves_the_model_as_it_was():
     model = benchmark.make_report_model(TINY)
 
