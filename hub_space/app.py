@@ -234,8 +234,7 @@ def show_places(file, phrase, record, request: gr.Request):
     visits.note(request.session_hash, file)
     found = ground(file, phrase)
     film = film_of(file, load_film)
-    count = len(found["boxes"])
-    words = found["text"] or (f"{count} place{'s' * (count != 1)}." if count else "Nothing was found.")
+    words = " ".join((found["text"], *found["warnings"]))
     return view_of(film, "Where it is", pad=True, record=record, boxes=found["boxes"], phrase=phrase.strip()), words
 
 

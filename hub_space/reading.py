@@ -203,17 +203,11 @@ class FilmReader:
         return record
 
     def ground(self, film, phrase: str) -> dict:
-        """Where on the film a phrase is: `phrase`, `text` and `boxes` in [0, 1], and the film's name and hash."""
+        """Where on the film a phrase is: `phrase`, `text` and `boxes` in [0, 1], `findings` that it names with their
+        probabilities, `warnings`, and the film's name and hash."""
         text, record, features = self.say(film, "ground", phrase=phrase)
-        (grounded,) = self.processor.post_process_grounding([text], [film], features)
-        boxes = [*grounded.loose_boxes, *(box for boxes in grounded.boxes for box in boxes)]
-        return {
-            "image": record["image"],
-            "phrase": phrase,
-            "text": grounded.text,
-            "boxes": [[round(float(side), 4) for side in box] for box in boxes],
-            "warnings": list(film.warnings),
-        }
+        (found,) = self.processor.post_process_phrases([text], [phrase], [film], features)
+        return {"image": record["image"], "text": found.pop("answer"), **found}
 
     @torch.inference_mode()
     def scanpaths(self, film, num_samples: int, temperature: float = 1.0) -> list[dict]:

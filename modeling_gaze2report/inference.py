@@ -16,13 +16,11 @@ from . import __version__
 from .configuration_gaze2report import Gaze2ReportConfig
 from .hub_space.loading_check import loading_faults
 from .modeling_gaze2report import RECORDED_GAZE, Gaze2ReportForConditionalGeneration, Gaze2ReportImageFeatures
-from .processing.anatomy import REGION_NAMES
 from .processing.errors import InputError, ModelError
-from .processing.evidence import Observation, Rereadings
-from .processing.grounding import GroundedText, Looking
+from .processing.evidence import Rereadings
+from .processing.grounding import Looking
 from .processing.image_processing_gaze2report import Film
 from .processing.processing_gaze2report import Gaze2ReportProcessor
-from .processing.report_labels import FINDINGS, label_sentence
 
 EMBEDDED_MODEL = "embedded"
 # How a report is written: by the language model alone; with boxes in the text; from findings that were named first.
@@ -364,44 +362,11 @@ def ground_phrases(
     sequences, features, _ = generate_reports(
         reader, films, gaze, gaze_source, max_new_tokens, prompts, streamer=streamer
     )
-    texts = processor.post_process_grounding(processor.batch_decode_report(sequences), films, features, phrases)
-    observations = processor.post_process_observation(features, [(film.height, film.width) for film in films])
+    answers = processor.post_process_phrases(processor.batch_decode_report(sequences), phrases, films, features)
     return [
-        phrase_record(reader, film, phrase, text, observation)
-        for film, phrase, text, observation in zip(films, phrases, texts, observations, strict=True)
+        {"image": film.record, "model": reader.description, "task": "ground", **answer}
+        for film, answer in zip(films, answers, strict=True)
     ]
-
-
-def phrase_record(reader: Reader, film: Film, phrase: str, text: GroundedText, observation: Observation) -> dict:
-    boxes = [*text.loose_boxes, *(box for boxes in text.boxes for box in boxes)]
-    probability = dict(zip(FINDINGS, observation.finding_probabilities, strict=True))
-    threshold = dict(zip(FINDINGS, reader.processor.thresholds, strict=True))
-    labels = label_sentence(phrase)
-    asserted = [one["name"] for one in labels if one["status"] != "negative"]
-    seen = [name for name in asserted if probability[name] >= threshold[name]]
-    answer, warnings = text.text, list(film.warnings)
-    if not labels and not any(region in phrase.lower() for region in REGION_NAMES):
-        warnings.append("The phrase names no finding or region that the model knows.")
-    # Whether a finding is there is for its calibrated probability to say; the language model says which part is meant.
-    if seen and not boxes:
-        boxes = [tuple(observation.finding_boxes[FINDINGS.index(name)].tolist()) for name in seen]
-        answer = ""
-        found = ", ".join(f"{name} with a probability of {probability[name]:.2f}" for name in seen)
-        warnings.append(f"The language model points nowhere; the findings have {found}, which is where they saw it.")
-    elif asserted and boxes and not seen:
-        boxes, answer = [], ""
-        found = ", ".join(f"{name} is only {probability[name]:.2f}" for name in asserted)
-        warnings.append(f"The language model points to a place, but the probability of {found}: no box is given.")
-    return {
-        "image": film.record,
-        "model": reader.description,
-        "task": "ground",
-        "phrase": phrase,
-        "boxes": [[round(side, 4) for side in box] for box in boxes],
-        "answer": answer or ("Found here." if boxes else "Nothing was found for this phrase."),
-        "findings": [{"name": one["name"], "probability": round(float(probability[one["name"]]), 4)} for one in labels],
-        "warnings": warnings,
-    }
 
 
 @torch.inference_mode()

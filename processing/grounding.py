@@ -133,10 +133,54 @@ def meant_boxes(written: Sequence, seen: Mapping[str, Sequence], text: str) -> l
     return list(dict.fromkeys(boxes))
 
 
+def phrase_answer(
+    phrase: str, text: GroundedText, probabilities: Sequence[float], boxes: Sequence, thresholds: Sequence[float]
+) -> dict:
+    """Where a phrase is. Of a finding there is a box where its calibrated probability reaches its threshold, and only
+    there; a warning says where the language model was of another mind. What else a phrase may name is the language
+    model's to find.
+
+    Args:
+        phrase: what was asked for.
+        text: the language model's answer, with its boxes on the film.
+        probabilities, boxes, thresholds: (14,), (14, 4) on the film and (14,) of the findings.
+
+    Returns:
+        `phrase`, `boxes`, `answer`, `findings` (name and probability of each that the phrase names) and `warnings`.
+    """
+    written = [*text.loose_boxes, *(box for several in text.boxes for box in several)]
+    probability = dict(zip(FINDINGS, map(float, probabilities), strict=True))
+    threshold = dict(zip(FINDINGS, thresholds, strict=True))
+    names = [one["name"] for one in label_sentence(phrase)]
+    asserted = asserted_findings(phrase)
+    seen = [name for name in asserted if probability[name] >= threshold[name]]
+    answer, warnings = text.text, []
+    if not names and not any(region in phrase.lower() for region in REGION_NAMES):
+        warnings.append("The phrase names no finding or region that the model knows.")
+    if seen and not written:
+        written, answer = [boxes[FINDINGS.index(name)] for name in seen], ""
+        found = ", ".join(f"{name} with a probability of {probability[name]:.2f}" for name in seen)
+        warnings.append(f"The language model points nowhere; the findings have {found}, which is where they saw it.")
+    elif written and asserted and not seen:
+        written, answer = [], ""
+        found = ", ".join(f"{name} is only {probability[name]:.2f}" for name in asserted)
+        warnings.append(f"The language model points to a place, but the probability of {found}: no box is given.")
+    return {
+        "phrase": phrase,
+        "boxes": [[round(float(side), 4) for side in box] for box in written],
+        "answer": answer or ("Found here." if written else "Nothing was found for this phrase."),
+        "findings": [{"name": name, "probability": round(probability[name], 4)} for name in names],
+        "warnings": warnings,
+    }
+
+
 def names_in(text: str) -> list[str]:
     """The findings that a text asserts; where it asserts none, the regions that it names."""
-    findings = [one["name"] for one in label_sentence(text) if one["status"] != "negative"]
-    return findings or [name for name in REGION_NAMES if name in text.lower()]
+    return asserted_findings(text) or [name for name in REGION_NAMES if name in text.lower()]
+
+
+def asserted_findings(text: str) -> list[str]:
+    return [one["name"] for one in label_sentence(text) if one["status"] != "negative"]
 
 
 def pieces_without_marks(pieces: Sequence[str]) -> list[str]:
@@ -238,6 +282,7 @@ __all__ = [
     "looking_text",
     "meant_boxes",
     "order_text",
+    "phrase_answer",
     "pieces_without_marks",
     "read_box",
     "read_grounded_text",

@@ -1,7 +1,5 @@
 """What inference adds to the evidence: attention to visual-gaze tokens, and readings along drawn scanpaths."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,6 @@ from modeling_gaze2report import inference
 from modeling_gaze2report.inference import (
     Reader,
     generate_reports,
-    phrase_record,
     read_films,
     recover_order,
     reread_films,
@@ -19,9 +16,7 @@ from modeling_gaze2report.inference import (
 )
 from modeling_gaze2report.modeling_gaze2report import Gaze2ReportImageFeatures
 from modeling_gaze2report.processing.errors import InputError
-from modeling_gaze2report.processing.grounding import GroundedText
 from modeling_gaze2report.processing.image_processing_gaze2report import load_film
-from modeling_gaze2report.processing.report_labels import FINDINGS
 
 from .tiny_export import NUM_VISUAL_GAZE_TOKENS, build_tiny_model
 
@@ -159,44 +154,3 @@ def test_records_say_what_their_confidence_rests_on(reader):
 
     assert record["confidence_from"] == {"token_probability": True, "num_scanpaths": 2}
     assert all(set(finding["agreement"]) == {"probability", "report"} for finding in record["findings"])
-
-
-# -- phrases ----------------------------------------------------------------------------------------------------------
-
-EFFUSION, WRITTEN, SEEN = FINDINGS.index("Pleural Effusion"), (0.1, 0.5, 0.3, 0.9), (0.0, 0.4, 0.4, 1.0)
-
-
-def grounded(reader, phrase, probability, written):
-    """The record of a phrase where the effusion has a probability, and the language model wrote a box or none."""
-    probabilities, boxes = np.zeros(14), np.zeros((14, 4))
-    probabilities[EFFUSION], boxes[EFFUSION] = probability, SEEN
-    reader.processor.finding_thresholds = [0.5] * 14
-    observation = SimpleNamespace(finding_probabilities=probabilities, finding_boxes=boxes)
-    text = GroundedText("" if written else "No effusion is seen.", [], [], [WRITTEN] if written else [])
-    return phrase_record(reader, film(0), phrase, text, observation)
-
-
-@pytest.mark.parametrize("written", [True, False])
-def test_a_phrase_of_a_probable_finding_has_a_box_whatever_the_language_model_says(reader, written):
-    record = grounded(reader, "pleural effusion", 0.8, written)
-
-    assert record["boxes"] == [list(WRITTEN if written else SEEN)]
-    assert record["answer"] == "Found here."
-    expected = [] if written else ["points nowhere; the findings have Pleural Effusion with a probability of 0.80"]
-    assert len(record["warnings"]) == len(expected) and all(map(str.__contains__, record["warnings"], expected))
-
-
-@pytest.mark.parametrize("written", [True, False])
-def test_a_phrase_of_an_improbable_finding_has_none(reader, written):
-    record = grounded(reader, "pleural effusion", 0.2, written)
-
-    assert record["boxes"] == []
-    assert record["answer"] == ("Nothing was found for this phrase." if written else "No effusion is seen.")
-    expected = ["points to a place, but the probability of Pleural Effusion is only 0.20"] if written else []
-    assert len(record["warnings"]) == len(expected) and all(map(str.__contains__, record["warnings"], expected))
-
-
-@pytest.mark.parametrize("phrase", ["left lung", "no pleural effusion"])
-def test_of_a_phrase_that_asserts_no_finding_the_language_model_decides(reader, phrase):
-    assert grounded(reader, phrase, 0.8, written=False)["boxes"] == []
-    assert grounded(reader, phrase, 0.2, written=True)["boxes"] == [list(WRITTEN)]

@@ -44,6 +44,7 @@ from .grounding import (
     Looking,
     box_text,
     meant_boxes,
+    phrase_answer,
     pieces_without_marks,
     read_grounded_text,
     read_looking,
@@ -553,6 +554,24 @@ class Gaze2ReportProcessor(ProcessorMixin):
                 )
             )
         return results
+
+    def post_process_phrases(self, texts: Sequence[str], phrases: Sequence[str], films, image_features) -> list[dict]:
+        """What each text of the task "ground" says, as [`phrase_answer`] gives it, with boxes in [0, 1] of each film.
+
+        Args:
+            texts: what the model wrote, as `batch_decode_report` gives it.
+            phrases: what it was asked for.
+            films: the film of each text, as it was given to the processor.
+            image_features: output of the model's `get_image_features` for the same films.
+        """
+        films = [load_film(film) for film in films]
+        grounded = self.post_process_grounding(texts, films, image_features, phrases)
+        observations = self.post_process_observation(image_features, [(film.height, film.width) for film in films])
+        answers = []
+        for phrase, text, film, seen in zip(phrases, grounded, films, observations, strict=True):
+            answer = phrase_answer(phrase, text, seen.finding_probabilities, seen.finding_boxes, self.thresholds)
+            answers.append(answer | {"warnings": [*film.warnings, *answer["warnings"]]})
+        return answers
 
     def post_process_looking(self, texts: Sequence[str], films) -> list[Looking]:
         """What each text of the task "observe" says: sentence, clue boxes and observation box, in [0, 1] of each film.

@@ -6,10 +6,12 @@ import pytest
 
 from modeling_gaze2report.processing.anatomy import REGION_NAMES
 from modeling_gaze2report.processing.grounding import (
+    GroundedText,
     box_text,
     looking_text,
     meant_boxes,
     order_text,
+    phrase_answer,
     pieces_without_marks,
     read_grounded_text,
     read_looking,
@@ -210,3 +212,44 @@ def test_two_boxes_that_mean_the_same_are_one():
     seen = {"Lung Lesion": [(0.0, 0.0, 0.5, 0.5)]}
 
     assert meant_boxes([(0.0, 0.0, 0.4, 0.5), (0.0, 0.1, 0.5, 0.5)], seen, "") == seen["Lung Lesion"]
+
+
+# -- where a phrase is ------------------------------------------------------------------------------------------------
+
+WRITTEN, FOUND = (0.1, 0.5, 0.3, 0.9), (0.0, 0.4, 0.4, 1.0)
+
+
+def answer(phrase, probability, written):
+    """The answer where the effusion has a probability, and the language model wrote a box or none."""
+    index = FINDINGS.index("Pleural Effusion")
+    probabilities, boxes = [0.0] * 14, [(0.0, 0.0, 0.0, 0.0)] * 14
+    probabilities[index], boxes[index] = probability, FOUND
+    text = GroundedText("" if written else "No effusion is seen.", [], [], [WRITTEN] if written else [])
+    return phrase_answer(phrase, text, probabilities, boxes, [0.5] * 14)
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_a_phrase_of_a_probable_finding_has_a_box_whatever_the_language_model_says(written):
+    found = answer("pleural effusion", 0.8, written)
+
+    assert found["boxes"] == [list(WRITTEN if written else FOUND)]
+    assert found["answer"] == "Found here."
+    assert found["findings"] == [{"name": "Pleural Effusion", "probability": 0.8}]
+    expected = [] if written else ["points nowhere; the findings have Pleural Effusion with a probability of 0.80"]
+    assert len(found["warnings"]) == len(expected) and all(map(str.__contains__, found["warnings"], expected))
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_a_phrase_of_an_improbable_finding_has_none(written):
+    found = answer("pleural effusion", 0.2, written)
+
+    assert found["boxes"] == []
+    assert found["answer"] == ("Nothing was found for this phrase." if written else "No effusion is seen.")
+    expected = ["points to a place, but the probability of Pleural Effusion is only 0.20"] if written else []
+    assert len(found["warnings"]) == len(expected) and all(map(str.__contains__, found["warnings"], expected))
+
+
+@pytest.mark.parametrize("phrase", ["left lung", "no pleural effusion"])
+def test_of_a_phrase_that_asserts_no_finding_the_language_model_decides(phrase):
+    assert answer(phrase, 0.8, written=False)["boxes"] == []
+    assert answer(phrase, 0.2, written=True)["boxes"] == [list(WRITTEN)]
