@@ -1,6 +1,6 @@
 """What gaze buys, film by film of a simulator's seed that was never trained on, from few training films to many.
 
-    gaze2report prepare phantom --num-films 12500 --image-size 128 --seed 7 --out phantoms
+    gaze2report prepare phantom --num-films 12700 --image-size 128 --seed 7 --out phantoms
     gaze2report prepare phantom --num-films 1000 --image-size 128 --seed 2026 --out fresh
     python -m modeling_gaze2report.training.gaze_study --data phantoms --test-data fresh --out study [key=value ...]
 
