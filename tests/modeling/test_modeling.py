@@ -353,14 +353,14 @@ def test_a_grid_that_the_tower_does_not_give_is_refused(tiny_model, tiny_inputs)
 
 
 def all_losses(model, inputs):
-    """Everything that the parts learn from: report, scanpath, findings, boxes, contrast."""
+    """Everything that the parts learn from: report, scanpath, findings, boxes, order, contrast."""
     model_outputs = model(**inputs, labels=inputs["input_ids"], output_hidden_states=True)
     features = model_outputs.image_features
     scores = model.model.scanpath(features.last_hidden_state, inputs["fixations"], inputs["fixation_mask"])
     findings = features.findings
     text_embeds = model.model.perception.embed_text(model_outputs.hidden_states[-1], inputs["attention_mask"])
     similarity = model.model.perception.similarity(findings.image_embeds, text_embeds)
-    parts = (findings.logits, findings.boxes, findings.region_boxes)
+    parts = (findings.logits, findings.boxes, findings.region_boxes, features.order_scores)
     return (
         model_outputs.loss
         - scores.log_likelihood.mean()

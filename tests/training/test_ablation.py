@@ -157,7 +157,7 @@ def test_the_table_says_what_was_compared(modules):
         ),
         (
             "modules",
-            ["stages.2.tasks={report: 1.0}"],
+            ["stages.2.tasks={report: 1.0}", "stages.2.losses.order=0"],
             "no stage of the recipe embedded learns any of the tasks observe, reading, order",
         ),
         ("modules", ["stages.2.tasks={order: 1.0}"], "has no task but order: nothing is left without it"),

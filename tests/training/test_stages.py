@@ -81,7 +81,8 @@ def test_the_log_holds_the_recipe_and_every_loss(trained):
         entries = [entry for entry in log["history"] if entry["stage"] == stage.name]
         weighted = {name for name, weight in vars(stage.losses).items() if weight}
         evaluated = {key: value for entry in entries for key, value in entry.items() if key.startswith("eval_")}
-        assert {f"eval_{name}" for name in weighted} <= set(evaluated)
+        # None of the four validation films draws the task that the order is learned from.
+        assert {f"eval_{name}" for name in weighted - {"order"}} <= set(evaluated)
         assert all(torch.tensor(float(value)).isfinite() for value in evaluated.values())
 
 
