@@ -21,7 +21,7 @@ from .inference import (
     recover_order,
 )
 from .processing.anatomy import REGION_NAMES
-from .processing.grounding import read_order
+from .processing.grounding import asserted_findings, read_order
 from .processing.image_processing_gaze2report import Film, load_film
 from .processing.metrics.boxes import grounding_statistics, pairwise_iou, union_iou
 from .processing.metrics.evaluation import sum_rows
@@ -30,7 +30,7 @@ from .processing.metrics.reports import label_statistics, label_table
 from .processing.metrics.resampling import Metric, mean_statistics
 from .processing.report_labels import FINDINGS, split_sentences
 from .processing.structured import FINDING_NOUNS
-from .training.tasks import asserted_findings, boxes_of, make_example
+from .training.tasks import boxes_of, make_example
 
 # Reports beside the plain one. The template writer shares its findings with the structured strategy.
 REPORT_TASKS = ("grounded", "structured", "template", "reading")

@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from .anatomy import REGION_NAMES
-from .evidence import find_sentence
+from .evidence import ASSERTED, find_sentence
 from .gaze_geometry import overlaps_with
 from .report_labels import FINDINGS, label_sentence, split_sentences
 from .structured import middle_of
@@ -180,7 +180,7 @@ def names_in(text: str) -> list[str]:
 
 
 def asserted_findings(text: str) -> list[str]:
-    return [one["name"] for one in label_sentence(text) if one["status"] != "negative"]
+    return [one["name"] for one in label_sentence(text) if one["status"] in ASSERTED]
 
 
 def pieces_without_marks(pieces: Sequence[str]) -> list[str]:
@@ -277,6 +277,7 @@ __all__ = [
     "GroundedText",
     "LAST_COORDINATE",
     "Looking",
+    "asserted_findings",
     "box_text",
     "find_box_marks",
     "looking_text",

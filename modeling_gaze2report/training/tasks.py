@@ -18,10 +18,10 @@ import numpy as np
 
 from ..processing.anatomy import REGION_NAMES
 from ..processing.gaze_geometry import boxes_to_square
-from ..processing.grounding import LAST_COORDINATE, box_text, looking_text, order_text
+from ..processing.grounding import LAST_COORDINATE, asserted_findings, box_text, looking_text, order_text
 from ..processing.image_processing_gaze2report import load_film
 from ..processing.processing_gaze2report import Gaze2ReportProcessor
-from ..processing.report_labels import FINDINGS, label_sentence, split_sentences
+from ..processing.report_labels import FINDINGS, split_sentences
 from ..processing.structured import (
     FINDING_NOUNS,
     MAX_KEYWORDS,
@@ -36,7 +36,6 @@ from ..processing.structured import (
 TASKS = ("report", "reading", "grounded", "structured", "ask", "ground", "describe", "observe", "order")
 # Tasks whose examples show a gaze of their own in place of the record's.
 TASKS_WITH_GAZE = ("observe", "order")
-ASSERTED = ("positive", "uncertain")
 # The eye leads the voice: what a sentence rests on was looked at from this long before it was begun (GazeX).
 EYE_LEAD_S = 2.0
 # Fixations nearer than this to the middle of a group belong to it, and a box reaches this far around them; shares of
@@ -440,10 +439,6 @@ def fixations_of_sentence(fixations: np.ndarray, sentence: dict) -> np.ndarray:
 def report_sentences(record: dict) -> list[str]:
     """Sentences of the report, without the names of its sections."""
     return [_SECTION_RE.sub("", one) for one in split_sentences(record.get("report") or "")]
-
-
-def asserted_findings(sentence: str) -> list[str]:
-    return [one["name"] for one in label_sentence(sentence) if one["status"] in ASSERTED]
 
 
 def asserted_boxes(sentence: str, record: dict) -> list[list[float]]:
