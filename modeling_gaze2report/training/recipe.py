@@ -34,6 +34,8 @@ class DataRecipe:
             `datasets.load_dataset` reads: a folder of images with a `metadata.csv`, Parquet, JSON or CSV files.
         train_split, validation_split: names of the splits.
         max_train_records, max_validation_records: use the first so many; `None` for all.
+        normal_films: share of the training films without a finding that are used. Below 1, a language model that is in
+            two minds says what it sees in place of "normal": rare findings are asserted more often. Needs labels.
         columns: name of a column of the record (`image`, `image_id`, `patient_id`, `report`, `fixations`, `labels`,
             ...) to the name of the column that holds it; columns of the record's own names need no entry.
         validation_share: share of the patients kept for validation where the data have no validation split.
@@ -46,6 +48,7 @@ class DataRecipe:
     validation_split: str = "validation"
     max_train_records: int | None = None
     max_validation_records: int | None = 256
+    normal_films: float = 1.0
     columns: dict = field(default_factory=dict)
     validation_share: float = 0.1
     streaming: bool = False
@@ -283,6 +286,8 @@ def check(recipe: Recipe, file: str) -> None:
     if recipe.model.quantization != "none" and not (recipe.lora and recipe.model.checkpoint):
         raise RecipeError(f"{file}: model.quantization = 4bit needs model.checkpoint and lora.")
     check_names(recipe.data.columns, COLUMNS, file, "data.columns")
+    if not 0 <= recipe.data.normal_films <= 1:
+        raise RecipeError(f"{file}: data.normal_films = {recipe.data.normal_films} is a share, from 0 to 1.")
     if not recipe.stages:
         raise RecipeError(f"{file}: stages is empty; a recipe needs at least one.")
     if len({stage.name for stage in recipe.stages}) < len(recipe.stages):

@@ -1,6 +1,7 @@
 """Data of other people: the README's ten-line recipes, column maps, splits, and what is said of what does not fit."""
 
 import csv
+import itertools
 import json
 import re
 from pathlib import Path
@@ -8,17 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from datasets import Dataset
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
 import modeling_gaze2report  # noqa: F401 - importing it registers the model with the auto classes
 from modeling_gaze2report.processing.errors import DataError, ModelError, RecipeError
+from modeling_gaze2report.processing.report_labels import FINDINGS
 from modeling_gaze2report.training import stages
 from modeling_gaze2report.training.data import load_records
 from modeling_gaze2report.training.recipe import DataRecipe, load_recipe
 from modeling_gaze2report.training.stages import run
 
 from ..tiny_export import REPORTS, export_tiny_model
+from .toy import write_phantoms
 
 README = Path(__file__).parents[2] / "README.md"
 RECIPES = re.findall(r"```yaml\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
@@ -97,6 +101,57 @@ def test_an_empty_split_is_named(films):
         load_records(DataRecipe(str(films), columns=MAP, validation_share=0.0))
 
 
+# -- fewer normal films -----------------------------------------------------------------------------------------------
+
+
+def is_normal(record):
+    return record["labels"][FINDINGS.index("No Finding")] == 1
+
+
+def test_fewer_normal_films_take_from_the_normal_ones_alone(tmp_path):
+    path = str(write_phantoms(tmp_path, num_train=40))
+    everything, validation = load_records(DataRecipe(path))
+    normal = {one["image_id"] for one in everything if is_normal(one)}
+    others = {one["image_id"] for one in everything} - normal
+
+    kept = {
+        share: [one["image_id"] for one in load_records(DataRecipe(path, normal_films=share))[0]] for share in (0, 0.4)
+    }
+    again, same_validation = load_records(DataRecipe(path, normal_films=0.4))
+    streamed, _ = load_records(DataRecipe(path, normal_films=0.4, streaming=True))
+
+    assert len(normal) > 4 and len(others) > 4
+    assert set(kept[0]) == others
+    assert others < set(kept[0.4]) < others | normal
+    assert [one["image_id"] for one in again] == kept[0.4]
+    assert {one["image_id"] for one in itertools.islice(streamed, len(again))} == set(kept[0.4])
+    assert len(same_validation) == len(validation)
+
+
+def test_which_normal_films_stay_depends_on_the_seed(tmp_path):
+    recipe = DataRecipe(str(write_phantoms(tmp_path, num_train=40)), normal_films=0.4)
+
+    assert len({tuple(one["image_id"] for one in load_records(recipe, seed)[0]) for seed in range(4)}) > 1
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_normal_films_cannot_be_told_without_labels(tmp_path, streaming):
+    for split in ("train", "validation"):
+        Dataset.from_dict({"image": ["a.png"], "report": ["Clear."]}).to_parquet(tmp_path / f"{split}-00000.parquet")
+
+    with pytest.raises(DataError, match="normal_films needs labels"):
+        load_records(DataRecipe(str(tmp_path), normal_films=0.4, streaming=streaming))
+
+
+def test_nothing_left_is_an_error(tmp_path):
+    labels = [1.0] + [0.0] * (len(FINDINGS) - 1)
+    for split in ("train", "validation"):
+        Dataset.from_dict({"image": ["a.png"], "labels": [labels]}).to_parquet(tmp_path / f"{split}-00000.parquet")
+
+    with pytest.raises(DataError, match="every training film is normal"):
+        load_records(DataRecipe(str(tmp_path), normal_films=0.0))
+
+
 def recipe_of(films, checkpoint, output, *overrides):
     defaults = [f"data.path={films}", f"model.checkpoint={checkpoint}", f"output={output}", "num_workers=0"]
     columns = [f"data.columns={json.dumps(MAP)}", "data.validation_share=0.4"]
@@ -133,8 +188,6 @@ def test_no_such_checkpoint(films, tmp_path):
 
 
 def test_streamed_data_train_like_data_in_memory(checkpoint, tmp_path):
-    from .toy import write_phantoms
-
     data = write_phantoms(tmp_path)
     options = [f"data.path={data}", f"model.checkpoint={checkpoint}", f"output={tmp_path / 'model'}", "num_workers=1"]
     recipe = load_recipe(

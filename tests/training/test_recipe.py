@@ -79,6 +79,7 @@ MISTAKES = [
     ({"overrides": ["stages.0.trainable=fusion"]}, r"stages\.0\.trainable must be a list"),
     ({"overrides": ["stages.0.trainable=[1]"]}, r"stages\.0\.trainable\.0 = 1 must be of type str"),
     ({"overrides": ["data.max_train_records=few"]}, "must be of type int or nothing"),
+    ({"overrides": ["data.normal_films=1.5"]}, r"data\.normal_films = 1\.5 is a share"),
     ({"overrides": ["stages.0.texts_per_film=0"]}, r"stages\.0\.texts_per_film = 0 must be at least 1"),
     ({"overrides": ["stages.0.losses.order=1.0"]}, r"give it a share in stages\.0\.tasks"),
     ({"overrides": ["model.new_gaze=true"]}, r"model\.new_gaze needs model\.checkpoint"),
