@@ -190,8 +190,7 @@ def test_no_such_checkpoint(films, tmp_path):
 def test_streamed_data_train_like_data_in_memory(checkpoint, tmp_path):
     data = write_phantoms(tmp_path)
     options = [f"data.path={data}", f"model.checkpoint={checkpoint}", f"output={tmp_path / 'model'}", "num_workers=1"]
-    recipe = load_recipe(
-        "finetune", [*options, "data.streaming=true", "stages.0.max_steps=3", "stages.0.batch_size=4", "device=cpu"]
-    )
+    options += ["data.streaming=true", "data.normal_films=0.5", "stages.0.max_steps=3", "stages.0.batch_size=4"]
+    recipe = load_recipe("finetune", [*options, "device=cpu"])
 
     assert (run(recipe) / "config.json").is_file()
