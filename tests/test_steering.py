@@ -92,7 +92,7 @@ def test_what_is_said_on_one_gaze_alone_is_about_its_side_more_often_than_chance
             own += sides.count({side})
             other += sides.count({OTHER[side]})
 
-    # The gaze is no order: what is plain to see on the other side is said as well. Two standard errors above a coin.
+    # Gaze on one side forbids no word about the other. Two standard errors above a coin.
     assert own - other > 2 * (own + other) ** 0.5, (own, other)
 
 

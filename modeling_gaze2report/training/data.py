@@ -160,36 +160,33 @@ def load_records(recipe: DataRecipe, seed: int = 0) -> tuple[Dataset | IterableD
             f"{recipe.path}: there is no column image; name the one that holds it in data.columns.image. The data have "
             f"{', '.join(names)}"
         )
-    train = with_fewer_normal(train, recipe, seed)
+    if recipe.normal_films < 1:
+        if (labels := recipe.columns.get("labels", "labels")) not in names:
+            raise DataError(
+                f"{recipe.path}: data.normal_films needs labels to tell normal films by; no column {labels!r}"
+            )
+        train = with_fewer_normal(train, recipe, labels, seed)
     validation = RecordDataset(validation, recipe.columns)
     if recipe.streaming:
         return RecordStream(train, recipe.columns, seed), validation
     return RecordDataset(train, recipe.columns), validation
 
 
-def with_fewer_normal(train, recipe: DataRecipe, seed: int):
-    """The records but for some of those labelled as normal, of which the recipe's share stays: the same ones whenever
-    the seed is.
+def with_fewer_normal(train, recipe: DataRecipe, column: str, seed: int):
+    """The records but for some of those labelled as normal in a column, of which the recipe's share stays: the same
+    ones whenever the seed is.
 
     Raises:
-        DataError: no labels to tell by, or nothing is left.
+        DataError: nothing is left.
     """
-    if recipe.normal_films == 1:
-        return train
-    name = recipe.columns.get("labels", "labels")
-    names = train.column_names or list(next(iter(train)))
-    if name not in names:
-        raise DataError(
-            f"{recipe.path}: data.normal_films needs labels to tell normal films by, and there is no column {name!r}"
-        )
 
     def stays(labels, index: int) -> bool:
         is_normal = bool(labels) and labels[FINDINGS.index("No Finding")] == 1
         return not is_normal or share_of(f"{seed}/normal/{index}") < recipe.normal_films
 
     if recipe.streaming:
-        return train.filter(stays, with_indices=True, input_columns=name)
-    kept = train.select([index for index, labels in enumerate(train[name]) if stays(labels, index)])
+        return train.filter(stays, with_indices=True, input_columns=column)
+    kept = train.select([index for index, labels in enumerate(train[column]) if stays(labels, index)])
     if len(kept) == 0:
         raise DataError(f"{recipe.path}: every training film is normal, and data.normal_films leaves none of them")
     return kept

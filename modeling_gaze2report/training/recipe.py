@@ -34,8 +34,8 @@ class DataRecipe:
             `datasets.load_dataset` reads: a folder of images with a `metadata.csv`, Parquet, JSON or CSV files.
         train_split, validation_split: names of the splits.
         max_train_records, max_validation_records: use the first so many; `None` for all.
-        normal_films: share of the training films without a finding that are used. Below 1, a language model that is in
-            two minds says what it sees in place of "normal": rare findings are asserted more often. Needs labels.
+        normal_films: share of the training films without a finding that are used; below 1 it needs labels. Fewer are
+            meant to lead a language model that is in two minds away from "normal".
         columns: name of a column of the record (`image`, `image_id`, `patient_id`, `report`, `fixations`, `labels`,
             ...) to the name of the column that holds it; columns of the record's own names need no entry.
         validation_share: share of the patients kept for validation where the data have no validation split.
