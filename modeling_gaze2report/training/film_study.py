@@ -34,7 +34,7 @@ from ..processing.errors import DataError
 from ..processing.image_processing_gaze2report import load_film
 from ..processing.metrics.boxes import pairwise_iou
 from ..processing.metrics.files import write_json, write_text
-from ..processing.metrics.findings import finding_statistics
+from ..processing.metrics.findings import finding_statistics, finding_table
 from ..processing.metrics.resampling import Bootstrap, compare_all, mean_statistics, score_all
 from ..processing.metrics.results import interval, table
 from ..processing.report_labels import FINDINGS
@@ -111,15 +111,12 @@ def findings_study(rows: Sequence[FilmRow], answers: Sequence[dict], thresholds:
     probabilities = np.array([answer["probabilities"] for _, answer in kept])
     patients = [row.patient_id for row, _ in kept]
     bootstrap = Bootstrap()
-    classes, usable = {}, []
-    for index, name in enumerate(FINDINGS):
-        positives, negatives = (int((labels[:, index] == value).sum()) for value in (1, 0))
-        record = {"positives": positives, "negatives": negatives}
-        if min(positives, negatives) >= FEWEST:
-            usable.append(index)
-            one = finding_statistics(probabilities[:, [index]], labels[:, [index]])
-            record |= score_all({"auroc": one["auroc_macro"]}, bootstrap, patients)["auroc"]
-        classes[name] = record
+    rows_of_findings = finding_table(probabilities, labels, thresholds, bootstrap, patients, FEWEST)
+    usable = [index for index, name in enumerate(FINDINGS) if "auroc" in rows_of_findings[name]]
+    classes = {
+        name: {"positives": row["positives"], "negatives": row["negatives"], **row.get("auroc", {})}
+        for name, row in rows_of_findings.items()
+    }
     macro = {}
     if usable:
         several = finding_statistics(probabilities[:, usable], labels[:, usable], np.array(thresholds)[usable])

@@ -18,7 +18,7 @@ from .boxes import grounding_statistics
 from .clinical import ClinicalBackend, clinical_statistics
 from .controls import GAZE_SOURCES, compare_sources, control_gaze
 from .files import Scanpath, plain, write_json, write_text
-from .findings import answer_statistics, finding_statistics
+from .findings import answer_statistics, finding_statistics, finding_table
 from .reports import PROTOCOLS, Protocol, library_versions, report_statistics
 from .resampling import Bootstrap, Metric, score_all
 from .results import Results
@@ -131,6 +131,9 @@ def evaluate_dataset(
     if "scanmatch" in rows[main]:
         readings = [_reading(record, str(record["image_id"])) for record in records if record.get("fixations")]
         extra |= ceiling_section(human_ceiling(readings, scoring), bootstrap)
+    if "auroc_macro" in rows[main]:
+        probabilities, labels = finding_arrays(predictions[main], records)
+        extra["findings"] = finding_table(probabilities, labels, thresholds, bootstrap, patients)
     results = Results(
         n=len(records),
         protocol=protocol.name,
@@ -233,16 +236,23 @@ def dataset_statistics(
         unavailable |= dict.fromkeys(("bleu_4", "rouge_l", "cider"), "no record has a reference report")
     if scoring is not None:
         metrics |= _scanpath_rows(predictions, records, scoring, unavailable)
-    labels = np.array(
-        [[np.nan if label is None else label for label in (record.get("labels") or [None] * 14)] for record in records],
-        dtype=np.float64,
-    )
-    if all(p.finding_probabilities is not None for p in predictions) and np.isin(labels, (0, 1)).any():
-        probabilities = np.array([p.finding_probabilities for p in predictions], dtype=np.float64)
+    probabilities, labels = finding_arrays(predictions, records)
+    if probabilities is not None and np.isin(labels, (0, 1)).any():
         metrics |= finding_statistics(probabilities, labels, thresholds)
     metrics |= _grounding_rows(predictions, records)
     metrics |= _answer_rows(predictions, records)
     return metrics, unavailable
+
+
+def finding_arrays(predictions: Sequence[Prediction], records: Sequence[dict]) -> tuple[np.ndarray | None, np.ndarray]:
+    """Probabilities, (n, 14) or None where a film has none, and labels, (n, 14) with NaN for what is not known."""
+    labels = np.array(
+        [[np.nan if label is None else label for label in (record.get("labels") or [None] * 14)] for record in records],
+        dtype=np.float64,
+    )
+    if any(p.finding_probabilities is None for p in predictions):
+        return None, labels
+    return np.array([p.finding_probabilities for p in predictions], dtype=np.float64), labels
 
 
 def _spread(statistics, places: Sequence[int], count: int):

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..report_labels import FINDINGS
-from .resampling import RankStatistics, Statistics, mean_statistics
+from .resampling import Bootstrap, RankStatistics, Statistics, mean_statistics, score_all
 
 
 def auroc(scores, labels) -> float:
@@ -101,6 +101,34 @@ def finding_statistics(probabilities, labels, thresholds=0.5) -> dict[str, Stati
         "auroc_macro": RankStatistics("auroc_macro", len(labels), area),
         "f1_macro": Statistics("f1_macro", counts.reshape(len(labels), -1), _f1_of_present_classes),
     }
+
+
+def finding_table(
+    probabilities,
+    labels,
+    thresholds=0.5,
+    bootstrap: Bootstrap | None = None,
+    clusters: Sequence | None = None,
+    fewest: int = 1,
+    names: Sequence[str] = FINDINGS,
+) -> dict[str, dict]:
+    """Every finding by itself: `positives` and `negatives` (films), `auroc` and `f1` with `value` and `ci95`.
+
+    A finding with fewer than `fewest` films of either kind has its numbers of films alone. Other arguments as in
+    `finding_scores` and `score_all`.
+    """
+    probabilities, labels = np.asarray(probabilities, dtype=np.float64), np.asarray(labels, dtype=np.float64)
+    thresholds = np.broadcast_to(np.asarray(thresholds, dtype=np.float64), (len(names),))
+    result = {}
+    for index, name in enumerate(names):
+        column = slice(index, index + 1)
+        positives, negatives = (int((labels[:, index] == value).sum()) for value in (1, 0))
+        result[name] = {"positives": positives, "negatives": negatives}
+        if min(positives, negatives) >= fewest:
+            one = finding_statistics(probabilities[:, column], labels[:, column], thresholds[column])
+            scores = score_all(one, bootstrap or Bootstrap(), clusters)
+            result[name] |= {metric: scores[f"{metric}_macro"] for metric in ("auroc", "f1")}
+    return result
 
 
 def calibration_statistics(probabilities, labels, bins: int = 15) -> Statistics:

@@ -219,6 +219,8 @@ def render_markdown(results: dict, title: str = "Metrics") -> str:
     others = [name for name in results["metrics"] if name not in placed]
     if others:
         parts += ["## Further", _metric_table(others, results["metrics"], ceiling)]
+    if results.get("findings"):
+        parts += ["## Findings one by one", _finding_rows(results["findings"])]
     if results.get("controls"):
         parts += ["## Controls", render_controls(results["controls"])]
     shown = results.get("controls", {}).get("rows", {})
@@ -240,6 +242,17 @@ def _metric_table(names: list[str], metrics: dict, ceiling: dict) -> str:
         for name, row in zip(names, rows, strict=True):
             row.append(interval(ceiling[name]) if name in ceiling else "–")
     return table(header, rows)
+
+
+def _finding_rows(findings: dict) -> str:
+    """A row a finding; a dash where the films with it, or without it, are too few."""
+    return table(
+        ["Finding", "Films with it", "AUROC ↑", "F1 ↑"],
+        [
+            [name, str(row["positives"]), *(interval(row[one]) if one in row else "–" for one in ("auroc", "f1"))]
+            for name, row in findings.items()
+        ],
+    )
 
 
 def _comparison_table(comparison: dict) -> str:

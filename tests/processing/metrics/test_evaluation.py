@@ -14,8 +14,10 @@ from modeling_gaze2report.processing.metrics.evaluation import (
     record_fixations,
     write_evaluation,
 )
+from modeling_gaze2report.processing.metrics.findings import finding_scores
 from modeling_gaze2report.processing.metrics.resampling import Bootstrap
 from modeling_gaze2report.processing.metrics.scanpaths import ScanMatch
+from modeling_gaze2report.processing.report_labels import FINDINGS
 
 BOOTSTRAP = Bootstrap(200)
 WITHOUT_JAVA = ["meteor"]
@@ -44,6 +46,14 @@ def gaze_using(records, gaze_source, gaze):
         answers = [question["answer"] if right else "maybe" for question in record["questions"]]
         predictions.append(Prediction(report, recorded, answers=answers))
     return predictions
+
+
+def with_findings(records, gaze_source, gaze):
+    """Probabilities that know the labels, but not well."""
+    noise = np.random.default_rng(0).uniform(size=(len(records), len(FINDINGS)))
+    labels = np.array([record["labels"] for record in records], dtype=float)
+    chances = 0.4 * (labels == 1) + 0.6 * noise
+    return [Prediction("", finding_probabilities=row.tolist()) for row in chances]
 
 
 def test_a_model_that_ignores_gaze_shows_no_difference_between_rows(phantoms):
@@ -152,3 +162,29 @@ def test_boxes_and_labels_are_scored_where_both_sides_have_them(phantoms):
 
     for name in ("miou", "hit_rate_iou_50", "auroc_macro", "f1_macro"):
         assert results.metrics[name]["value"] == pytest.approx(1)
+
+
+def test_every_finding_has_a_row_of_its_own(phantoms):
+    results, predictions = evaluate_dataset(
+        with_findings, phantoms, bootstrap=BOOTSTRAP, skip=WITHOUT_JAVA, thresholds=0.6
+    )
+
+    labels = np.array([record["labels"] for record in phantoms], dtype=float)
+    probabilities = np.array([one.finding_probabilities for one in predictions["predicted"]])
+    expected = finding_scores(probabilities, labels, 0.6)["classes"]
+    rows = results.extra["findings"]
+    assert list(rows) == list(FINDINGS)
+    for name, row in rows.items():
+        assert (row["positives"], row["negatives"]) == (expected[name]["positives"], expected[name]["negatives"])
+        for metric in ("auroc", "f1"):
+            if row["positives"] and row["negatives"]:
+                assert row[metric]["value"] == pytest.approx(expected[name][metric])
+                assert row[metric]["ci95"][0] <= row[metric]["value"] <= row[metric]["ci95"][1]
+            else:
+                assert metric not in row
+    page = results.to_markdown()
+    name = max(rows, key=lambda one: rows[one]["positives"])
+    assert f"| {name} | {rows[name]['positives']} | {rows[name]['auroc']['value']:.3f} [" in page
+    # The mean of the findings is the metric of all.
+    areas = [row["auroc"]["value"] for row in rows.values() if "auroc" in row]
+    assert np.mean(areas) == pytest.approx(results.metrics["auroc_macro"]["value"])
