@@ -127,6 +127,51 @@ def covered_cells(boxes: torch.Tensor, classes: torch.Tensor, num_classes: int, 
     return (is_class.unsqueeze(-1) & inside.unsqueeze(2)).any(1)
 
 
+def draw_patches(cells: torch.Tensor, known: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Patches to look at closely: a finding is drawn, all that stand in the batch alike; a film that shows it; a patch
+    that its boxes cover; and the same place of a film that is known not to show it. Small and rare findings come as
+    often as large and common ones, and the place alone says nothing about any.
+
+    Shapes: cells (B, K, P) bool, known (B, K) whether it is known of every patch if it shows the finding -> film and
+    patch, (2 * number,) each, the covered ones first; empty where no finding has both kinds of films.
+    """
+    shows = cells.any(-1) & known
+    lacks = known & ~shows
+    findings = (shows.any(0) & lacks.any(0)).nonzero().squeeze(-1)
+    if not len(findings):
+        return findings, findings
+    finding = findings[torch.randint(len(findings), (number,), device=cells.device)]
+    film = torch.multinomial(shows.T[finding].float(), 1).squeeze(-1)
+    patch = torch.multinomial(cells[film, finding].float(), 1).squeeze(-1)
+    other = torch.multinomial(lacks.T[finding].float(), 1).squeeze(-1)
+    return torch.cat((film, other)), patch.repeat(2)
+
+
+def cut_crops(
+    pixel_values: torch.Tensor, film: torch.Tensor, patch: torch.Tensor, grid_size: int, margin: int
+) -> torch.Tensor:
+    """Squares of 2 * margin + 1 patches around the given ones; beyond the edge of a film its last pixels go on.
+
+    Shapes: pixel_values (B, C, S, S), film and patch (N,) -> (N, C, s, s).
+    """
+    step = pixel_values.shape[-1] // grid_size
+    padded = F.pad(pixel_values, [margin * step] * 4, mode="replicate")
+    side = (2 * margin + 1) * step
+    corners = zip(film.tolist(), (patch // grid_size * step).tolist(), (patch % grid_size * step).tolist(), strict=True)
+    return torch.stack([padded[one, :, top : top + side, left : left + side] for one, top, left in corners])
+
+
+def finding_crops_loss(
+    scores: torch.Tensor, targets: torch.Tensor, known: torch.Tensor, share: torch.Tensor | float = 1.0
+) -> torch.Tensor:
+    """Binary cross-entropy of the findings of single patches, the mean over those known. Ours.
+
+    Shapes: scores (N, K), targets (N, K) in {0, 1}, known (N, K) -> (). `share` is the batch's part in its step.
+    """
+    values = F.binary_cross_entropy_with_logits(widened(scores), targets.to(widened(scores).dtype), reduction="none")
+    return share * masked_mean(values, known)
+
+
 def box_loss(
     boxes: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor, count: torch.Tensor | None = None
 ) -> torch.Tensor:
@@ -247,6 +292,9 @@ __all__ = [
     "box_loss",
     "contrast_loss",
     "covered_cells",
+    "cut_crops",
+    "draw_patches",
+    "finding_crops_loss",
     "finding_maps_loss",
     "finding_targets",
     "findings_loss",

@@ -127,6 +127,8 @@ class LossWeights:
         findings: binary cross-entropy of the 14 findings.
         finding_boxes: boxes of the findings that are present.
         finding_maps: patches that the boxes of each finding cover.
+        finding_crops: findings of single patches, seen by the vision tower (one that keeps its grid on small images)
+            with two patches around them and no graph; small and rare findings weigh as much as others.
         region_boxes: the 17 anatomical boxes.
         contrast: image-text contrast within the batch, over all processes.
         order: order of the shuffled parts that the task `order` shows.
@@ -139,6 +141,7 @@ class LossWeights:
     findings: float = 0.0
     finding_boxes: float = 0.0
     finding_maps: float = 0.0
+    finding_crops: float = 0.0
     region_boxes: float = 0.0
     contrast: float = 0.0
     order: float = 0.0

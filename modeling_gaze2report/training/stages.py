@@ -48,6 +48,9 @@ from .losses import (
     box_loss,
     contrast_loss,
     covered_cells,
+    cut_crops,
+    draw_patches,
+    finding_crops_loss,
     finding_maps_loss,
     finding_targets,
     findings_loss,
@@ -69,6 +72,8 @@ IMAGE_INPUTS = ("pixel_values", "film_boxes", "fixations", "fixation_mask", "gaz
 # Keys of a recipe that change nothing about the weights.
 INDIFFERENT = ("num_workers", "report_to")
 WEIGHTS, MANIFEST, RESULT, WRITING = "trained.safetensors", "manifest.json", "result.json", ".writing"
+# Crops that the loss of single patches makes of each film of a batch, and patches on each side of the one in question.
+CROPS_PER_FILM, CROP_MARGIN = 2, 2
 # Records that are looked through for the annotation that a loss needs.
 LOOKED_THROUGH = 1000
 
@@ -113,6 +118,7 @@ def annotation_counts(batch: dict, stage: StageRecipe) -> dict[str, torch.Tensor
         "findings": finding_targets(batch["labels_findings"], stage.uncertain_findings)[1].sum(),
         "finding_boxes": batch["finding_mask"].sum(),
         "finding_maps": batch["mapped_findings"].sum(),
+        "finding_crops": batch["mapped_findings"].sum(),
         "region_boxes": batch["region_mask"].sum(),
         "contrast": batch["has_text"].sum() if "has_text" in batch else has_gaze.sum() * 0,
         "order": ordered_pairs(batch["order_ranks"]).sum(),
@@ -177,6 +183,8 @@ class LossModel(nn.Module):
                 **images, soft_gaze=self.stage.soft_gaze and self.training, return_dict=True
             )
             patches = features.last_hidden_state
+        elif not (weights.scanpath or weights.scanpath_map):
+            patches = images["pixel_values"]  # nothing looks at whole films
         else:
             patches = model.model.get_patch_features(images["pixel_values"]).last_hidden_state
         if weights.report:
@@ -229,6 +237,8 @@ class LossModel(nn.Module):
             centres = cell_centres(model.config.grid_size, scores.device)
             cells = covered_cells(batch["box_corners"], batch["box_classes"], scores.shape[1], centres)
             losses["finding_maps"] = finding_maps_loss(scores, cells, batch["mapped_findings"], counts["finding_maps"])
+        if weights.finding_crops:
+            losses["finding_crops"] = self.finding_crops(batch, counts["finding_crops"])
         if weights.region_boxes:
             losses["region_boxes"] = box_loss(
                 features.findings.region_boxes, batch["region_boxes"], batch["region_mask"], counts["region_boxes"]
@@ -246,6 +256,32 @@ class LossModel(nn.Module):
                 counts["gaze_attention"],
             )
         return losses, metrics
+
+    def finding_crops(self, batch: dict, count: torch.Tensor) -> torch.Tensor:
+        """Patches of the batch as the graph would get them without gaze, judged by the findings' own queries."""
+        inner, known, pixels = self.core.model, batch["mapped_findings"], batch["pixel_values"]
+        grid_size, fusion, attention = self.core.config.grid_size, inner.fusion, inner.perception.finding_attention
+        centres = cell_centres(grid_size, pixels.device)
+        cells = covered_cells(batch["box_corners"], batch["box_classes"], known.shape[1], centres)
+        film, patch = draw_patches(cells, known, len(pixels) * CROPS_PER_FILM // 2)
+        if not len(film):
+            return sum(one.sum() for one in inner.vision_tower.parameters()) * 0.0
+        crops = cut_crops(pixels, film, patch, grid_size, CROP_MARGIN)
+        side = 2 * CROP_MARGIN + 1
+        try:
+            features = inner.vision_tower(pixel_values=crops, return_dict=True).last_hidden_state
+            if features.shape[2:] != (side, side):
+                raise ValueError(f"it gives features of shape {tuple(features.shape[1:])}")
+        except ValueError as error:
+            raise RecipeError(
+                f"stage {self.stage.name}: losses.finding_crops needs a vision tower that makes a map of {side} x "
+                f"{side} features of images of {side} x {side} patches, as a ResNet does; leave it out for "
+                f"{type(inner.vision_tower).__name__} ({error})."
+            ) from error
+        nodes = fusion.patch_projection(features[:, :, CROP_MARGIN, CROP_MARGIN])
+        nodes = fusion.norm(nodes + fusion.position(centres[patch]) + fusion.no_gaze)
+        scores = attention.key(nodes) @ attention.queries.weight.T + inner.perception.score_bias
+        return finding_crops_loss(scores, cells[film, :, patch], known[film], known.sum() / count.clamp_min(1))
 
     def report(self, batch: dict, features, count: torch.Tensor):
         """Cross-entropy of the answers, and of each task's alone where there are several tasks."""
@@ -822,6 +858,7 @@ def check_annotations(recipe: Recipe, train: Dataset | IterableDataset, processo
         "findings": ("labels",),
         "finding_boxes": ("boxes",),
         "finding_maps": ("boxes",),
+        "finding_crops": ("boxes",),
         "region_boxes": ("regions",),
         "order": ("sentences",),
     }

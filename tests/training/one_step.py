@@ -36,6 +36,10 @@ class Rows(list):
     column_names = ()
 
 
+# The losses that do not depend on how records are cut into batches; crops are drawn anew in each.
+UNDRAWN_LOSSES = tuple(name for name in vars(LossWeights()) if name != "finding_crops")
+
+
 def phantoms(numbers):
     """Phantom films that differ in what is annotated: two lack gaze, one lacks its report, one its labels."""
     records = [

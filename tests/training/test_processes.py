@@ -18,21 +18,20 @@ from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from modeling_gaze2report.hub_space.export import export_model
 from modeling_gaze2report.training import recipe as recipes
 from modeling_gaze2report.training.progress import read_log
-from modeling_gaze2report.training.recipe import LossWeights, load_recipe
+from modeling_gaze2report.training.recipe import load_recipe
 from modeling_gaze2report.training.stages import run
 
-from .one_step import gradients_of_one_step, without_dropout
+from .one_step import UNDRAWN_LOSSES, gradients_of_one_step, without_dropout
 from .toy import write_phantoms
 
 ROOT = Path(__file__).parents[2]
 CONFIGURATIONS = Path(recipes.__file__).parent / "accelerate"
-LOSSES = tuple(vars(LossWeights()))
 
 
 @pytest.fixture(scope="module")
 def alone():
     """One process, one batch of eight."""
-    return gradients_of_one_step(8, 1, dict.fromkeys(LOSSES, 1.0))
+    return gradients_of_one_step(8, 1, dict.fromkeys(UNDRAWN_LOSSES, 1.0))
 
 
 @pytest.mark.parametrize("wrapper", ["ddp", "fsdp2"])
@@ -42,7 +41,7 @@ def test_two_processes_equal_one(wrapper, alone, tmp_path):
     launch = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
 
     done = subprocess.run(
-        [sys.executable, *launch, "-m", "tests.training.one_step", path, "4", "1", wrapper, *LOSSES],
+        [sys.executable, *launch, "-m", "tests.training.one_step", path, "4", "1", wrapper, *UNDRAWN_LOSSES],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"},
         capture_output=True,
