@@ -148,6 +148,7 @@ def load_records(recipe: DataRecipe, seed: int = 0) -> tuple[Dataset | IterableD
         validation = load_split(recipe.path, recipe.validation_split, recipe.max_validation_records)
     else:
         train, validation = load_foreign(recipe, seed)
+    train = followed_by(train, recipe)
     names = train.column_names or list(next(iter(train)))
     for name, source in recipe.columns.items():
         if source not in names:
@@ -170,6 +171,23 @@ def load_records(recipe: DataRecipe, seed: int = 0) -> tuple[Dataset | IterableD
     if recipe.streaming:
         return RecordStream(train, recipe.columns, seed), validation
     return RecordDataset(train, recipe.columns), validation
+
+
+def followed_by(train, recipe: DataRecipe):
+    """The records, and those of the recipe's further folders behind them.
+
+    Raises:
+        DataError: nothing readable there, or the same column holds different things.
+    """
+    from datasets import concatenate_datasets
+
+    for path in recipe.more_paths:
+        more = load_split(path, recipe.train_split, recipe.max_train_records)
+        try:
+            train = concatenate_datasets([train, more])
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{path}: its records are of another kind than those of {recipe.path}: {error}") from error
+    return train
 
 
 def with_fewer_normal(train, recipe: DataRecipe, column: str, seed: int):

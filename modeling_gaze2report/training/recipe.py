@@ -32,8 +32,9 @@ class DataRecipe:
     Attributes:
         path: folder that `gaze2report prepare` wrote (Parquet shards and `dataset.json`), or anything that
             `datasets.load_dataset` reads: a folder of images with a `metadata.csv`, Parquet, JSON or CSV files.
+        more_paths: further folders that `gaze2report prepare` wrote, whose training splits follow that of `path`.
         train_split, validation_split: names of the splits.
-        max_train_records, max_validation_records: use the first so many; `None` for all.
+        max_train_records, max_validation_records: use the first so many (of each folder); `None` for all.
         normal_films: share of the training films without a finding that are used; below 1 it needs labels. Fewer are
             meant to lead a language model that is in two minds away from "normal".
         columns: name of a column of the record (`image`, `image_id`, `patient_id`, `report`, `fixations`, `labels`,
@@ -44,6 +45,7 @@ class DataRecipe:
     """
 
     path: str
+    more_paths: list[str] = field(default_factory=list)
     train_split: str = "train"
     validation_split: str = "validation"
     max_train_records: int | None = None
@@ -291,6 +293,8 @@ def check(recipe: Recipe, file: str) -> None:
     check_names(recipe.data.columns, COLUMNS, file, "data.columns")
     if not 0 <= recipe.data.normal_films <= 1:
         raise RecipeError(f"{file}: data.normal_films = {recipe.data.normal_films} is a share, from 0 to 1.")
+    if recipe.data.more_paths and recipe.data.streaming:
+        raise RecipeError(f"{file}: data.more_paths cannot be read with data.streaming; leave one of them out.")
     if not recipe.stages:
         raise RecipeError(f"{file}: stages is empty; a recipe needs at least one.")
     if len({stage.name for stage in recipe.stages}) < len(recipe.stages):

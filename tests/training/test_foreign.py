@@ -152,6 +152,33 @@ def test_nothing_left_is_an_error(tmp_path):
         load_records(DataRecipe(str(tmp_path), normal_films=0.0))
 
 
+def test_further_folders_follow_the_first(tmp_path):
+    first, second = str(write_phantoms(tmp_path)), str(write_phantoms(tmp_path / "second", num_train=5))
+
+    together, validation = load_records(DataRecipe(first, more_paths=[second, first]))
+    fewer, _ = load_records(DataRecipe(first, more_paths=[second], max_train_records=2))
+    alone = [[one["image_id"] for one in load_records(DataRecipe(path))[0]] for path in (first, second)]
+
+    assert len(alone[1]) == 5
+    assert [one["image_id"] for one in together] == alone[0] + alone[1] + alone[0]
+    assert [one["image_id"] for one in fewer] == alone[0][:2] + alone[1][:2]
+    assert len(validation) == len(load_records(DataRecipe(first))[1])
+
+
+def test_a_further_folder_of_another_kind_is_named(tmp_path):
+    first, other = str(write_phantoms(tmp_path)), tmp_path / "other"
+    other.mkdir()
+    Dataset.from_dict({"image": [3], "report": ["Clear."]}).to_parquet(other / "train-00000.parquet")
+
+    with pytest.raises(DataError, match="other: its records are of another kind than those of"):
+        load_records(DataRecipe(first, more_paths=[str(other)]))
+
+
+def test_further_folders_are_not_streamed():
+    with pytest.raises(RecipeError, match=r"data\.more_paths cannot be read with data\.streaming"):
+        load_recipe("finetune", ["data.path=a", "data.more_paths=[b]", "data.streaming=true"])
+
+
 def recipe_of(films, checkpoint, output, *overrides):
     defaults = [f"data.path={films}", f"model.checkpoint={checkpoint}", f"output={output}", "num_workers=0"]
     columns = [f"data.columns={json.dumps(MAP)}", "data.validation_share=0.4"]
