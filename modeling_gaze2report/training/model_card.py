@@ -5,6 +5,7 @@ Nothing in a card is claimed: each figure stands with the command that printed i
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -19,6 +20,18 @@ RUN_LOG = "training_log.json"
 MARK = "<!-- Written by `gaze2report train`. Without this line it is never written over. -->"
 # Sources whose films, reports or gaze come under PhysioNet's credentialed licence.
 CREDENTIALED = ("reflacx", "egd", "mimic-eye", "mimic-cxr", "gazesearch")
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A folder of records and what its `dataset.json` says; an empty dictionary where there is none."""
+
+    path: Path
+    values: dict
+
+    @property
+    def source(self) -> str | None:
+        return self.values.get("source")
 
 
 def write_card(
@@ -68,12 +81,14 @@ def card_text(
     folder = Path(folder).absolute()
     recipe = (run_log or {}).get("recipe") or {}
     history = (run_log or {}).get("history") or []
-    data_path = Path(data_folder or recipe.get("data", {}).get("path") or "")
-    data = read_json(data_path / "dataset.json") or {}
+    paths = recipe.get("data") or {}
+    # A folder may be listed several times, so that its records come more often.
+    folders = dict.fromkeys(Path(one) for one in (data_folder or paths.get("path") or "", *paths.get("more_paths", ())))
+    data = [DataSet(one, read_json(one / "dataset.json") or {}) for one in folders]
     is_adapter = (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
     base = hub_id(recipe.get("model", {}).get("checkpoint"))
     results = [one for path in metrics_files for one in evaluation_results(path)]
-    is_free = data.get("source") == "phantom" and not recipe.get("model", {}).get("checkpoint")
+    is_free = all(one.source == "phantom" for one in data) and not recipe.get("model", {}).get("checkpoint")
     metadata = ModelCardData(
         language="en",
         license="apache-2.0" if is_free else "other",
@@ -91,9 +106,9 @@ def card_text(
         introduction(is_adapter, base),
         f"{NOTICE} It is no help to read a film of a patient: nobody has shown that it is safe.",
         "## Use\n\n" + usage(folder.name),
-        "## How it was made\n\n" + training_words(recipe, data, data_path),
+        "## How it was made\n\n" + training_words(recipe, data),
         "## Figures\n\n" + figures(recipe, history, metrics_files),
-        "## Limits\n\n" + limits(recipe, data, bool(metrics_files)),
+        "## Limits\n\n" + limits(recipe, is_free, bool(metrics_files)),
         "## Terms\n\n" + terms(data, is_free),
         "## Papers\n\nThe design follows [Gaze2Report](https://arxiv.org/abs/2604.08600), [Eyes on the "
         "Image](https://arxiv.org/abs/2508.13068) and [GazeX](https://arxiv.org/abs/2604.14316); please cite them when "
@@ -120,7 +135,7 @@ def usage(name: str) -> str:
     )
 
 
-def training_words(recipe: dict, data: dict, data_path: Path) -> str:
+def training_words(recipe: dict, data: list[DataSet]) -> str:
     """The data, the start and the stages, and the recipe whole."""
     if not recipe:
         return "No record of the training stands beside the model."
@@ -133,7 +148,7 @@ def training_words(recipe: dict, data: dict, data_path: Path) -> str:
             f"The language model learned by LoRA of rank {lora['rank']}, alpha {lora['alpha']}"
             f"{', merged into the weights' if lora['merge'] else ''}."
         )
-    lines.append(data_words(data, data_path))
+    lines += [data_words(one) for one in data]
     table = [
         "| Stage | What learns | Losses (weight) | Length | Batch | Learning rate | Gaze recorded / predicted / none |",
         "|:--|:--|:--|--:|--:|--:|--:|",
@@ -165,15 +180,15 @@ def gaze_shares(stage: dict) -> str:
     return words(*start) if end == start else f"{words(*start)} to {words(*end)}"
 
 
-def data_words(data: dict, data_path: Path) -> str:
-    if not data:
-        return f"Data: `{data_path.name}`; no `dataset.json` tells where they come from."
+def data_words(data: DataSet) -> str:
+    if not data.values:
+        return f"Data: `{data.path.name}`; no `dataset.json` tells where they come from."
     splits = ", ".join(
         f"{part['num_records']} {name} records of {part['num_patients']} patients"
-        for name, part in data.get("splits", {}).items()
+        for name, part in data.values.get("splits", {}).items()
     )
-    phantoms = " Everything in it is generated: films, reports and gaze." if data.get("source") == "phantom" else ""
-    return f"Data: source `{data.get('source')}`, {splits}.{phantoms}"
+    phantoms = " Everything in it is generated: films, reports and gaze." if data.source == "phantom" else ""
+    return f"Data: source `{data.source}`, {splits}.{phantoms}"
 
 
 def without_places(recipe: dict) -> dict:
@@ -181,6 +196,7 @@ def without_places(recipe: dict) -> dict:
     values = json.loads(json.dumps(recipe))
     values["output"] = Path(values["output"]).name
     values["data"]["path"] = Path(values["data"]["path"]).name
+    values["data"]["more_paths"] = [Path(one).name for one in values["data"].get("more_paths", ())]
     if values["model"].get("checkpoint") and not hub_id(values["model"]["checkpoint"]):
         values["model"]["checkpoint"] = Path(values["model"]["checkpoint"]).name
     return values
@@ -204,8 +220,11 @@ def figures(recipe: dict, history: list[dict], metrics_files: Sequence[str | Pat
                 if name in before
             ]
     if rows:
-        data = f" data.path={Path(recipe['data']['path']).name}" if recipe else ""
-        command = f"gaze2report train {recipe.get('name', 'RECIPE')}{data}"
+        command = f"gaze2report train {recipe.get('name', 'RECIPE')}"
+        if recipe:
+            places = without_places(recipe)["data"]
+            command += f" data.path={places['path']}"
+            command += f" data.more_paths='[{', '.join(places['more_paths'])}]'" if places["more_paths"] else ""
         parts.append(
             "While it was trained, on the validation split, before and after each stage (losses, the lower the better; "
             "`auroc`: of the findings, chance is 0.5; `location_gain`: nats per fixation over centre bias). "
@@ -244,9 +263,9 @@ def metrics_table(path: str | Path) -> str:
     return "\n".join(lines)
 
 
-def limits(recipe: dict, data: dict, is_evaluated: bool) -> str:
+def limits(recipe: dict, is_free: bool, is_evaluated: bool) -> str:
     lines = ["It was made for frontal chest films of adults; other views, other ages and photographs are outside."]
-    if data.get("source") == "phantom":
+    if is_free:
         lines.append(
             "It has never learned from a real film, report or reader. On a real film its output means nothing."
         )
@@ -264,13 +283,13 @@ def limits(recipe: dict, data: dict, is_evaluated: bool) -> str:
     return "\n".join(f"* {line}" for line in lines)
 
 
-def terms(data: dict, is_free: bool) -> str:
+def terms(data: list[DataSet], is_free: bool) -> str:
     if is_free:
         return "Apache-2.0. It learned from generated phantoms alone."
     words = "The licences of its data and of its base model decide how it may be used and shared."
-    if data.get("licence"):
-        words += f"\n\nOf the data: {data['licence']}"
-    if data.get("source") in CREDENTIALED:
+    for licence in dict.fromkeys(one.values.get("licence") for one in data):
+        words += f"\n\nOf the data: {licence}" if licence else ""
+    if any(one.source in CREDENTIALED for one in data):
         words += (
             "\n\nIt learned from credentialed data of PhysioNet: such models are usually shared behind a gate, with "
             "those who hold the same credentials. Set the repository to gated before making it public."

@@ -146,6 +146,29 @@ def test_terms_follow_the_data(run, source, is_gated):
     assert "never learned from a real film" not in card.text
 
 
+def test_further_folders_of_data_are_told_of(run, tmp_path):
+    films = tmp_path / "secret-place" / "more-films"
+    films.mkdir()
+    splits = {"train": {"num_records": 11, "num_patients": 10}}
+    (films / "dataset.json").write_text(json.dumps({"source": "films", "licence": "Name them.", "splits": splits}))
+    change(run, lambda log: log["recipe"]["data"].update(more_paths=[str(films), str(films)]))
+
+    card = card_of(run)
+
+    assert card.data.license == "other"
+    assert "70 train records of 50 patients" in card.text
+    assert card.text.count("source `films`, 11 train records of 10 patients.") == 1
+    assert "Of the data: Name them." in card.text
+    assert "never learned from a real film" not in card.text and "secret-place" not in card.text
+    assert "gaze2report train embedded data.path=films data.more_paths='[more-films, more-films]'" in card.text
+
+
+def test_of_a_checkpoints_own_data_nothing_is_claimed(run):
+    change(run, lambda log: log["recipe"]["model"].update(checkpoint="base", vision={}, text={}))
+
+    assert "never learned from a real film" not in card_of(run).text
+
+
 def test_a_fine_tune_of_a_model_on_the_hub_names_its_base(run):
     change(run, lambda log: log["recipe"]["model"].update(checkpoint="someone/reader-base", vision={}, text={}))
 
