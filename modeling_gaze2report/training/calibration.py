@@ -2,15 +2,25 @@
 
 The temperature divides the logit (Guo et al. 2017, arXiv 1706.04599) and is the one that makes the labels likeliest;
 the threshold is the one of the highest F1 on the calibrated probabilities. Both are stored with the processor, which
-makes probabilities of logits for evidence and structured reports.
+makes probabilities of logits for evidence and structured reports. `gaze2report train` fits them where it taught
+findings; after anything else that changes them, such as another scanpath model, or for films of another hospital:
+
+    python -m modeling_gaze2report.training.calibration --model MODEL --data DATA --out CALIBRATED
 """
 
+import argparse
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from ..hub_space.export import check_target, export_model
+from ..inference import load_reader
+from ..processing.datasets.reading import load_split
+from ..processing.errors import DataError
 from ..processing.image_processing_gaze2report import load_film
 from ..processing.metrics.findings import calibration_statistics
 from ..processing.report_labels import FINDINGS
@@ -142,4 +152,41 @@ def fit_threshold(probabilities: np.ndarray, is_present: np.ndarray) -> float:
     return float(np.clip(cuts[best[np.abs(cuts[best] - 0.5).argmin()]], 1e-4, 1 - 1e-4))
 
 
+def run_calibration(args: argparse.Namespace) -> str:
+    """Calibrate a checkpoint as a command, and write it with what was fitted.
+
+    Raises:
+        DataError: no films, or none with a label.
+        InputError: the output folder cannot be written, or holds something else than a model.
+        ModelError: no such model, or a damaged one.
+    """
+    check_target(args.out)
+    records = load_split(args.data, args.split, args.max_records)
+    if not any(label is not None for labels in records["labels"] for label in labels or []):
+        raise DataError(f"{args.data}: no film of the split {args.split} has labels; there is nothing to calibrate on.")
+    reader = load_reader(args.model, args.device)
+    result = calibrate(reader.model, reader.processor, records, args.batch_size)
+    export_model(reader.model, reader.processor, args.out)
+    return str(result)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    from .ablation import status_of  # which trains, and imports this module
+
+    parser = argparse.ArgumentParser(prog="python -m modeling_gaze2report.training.calibration", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--model", metavar="DIR", help="checkpoint (default: the embedded one)")
+    parser.add_argument("--data", required=True, metavar="DIR", help="folder that `gaze2report prepare` wrote")
+    parser.add_argument("--split", default="validation", help="of the data (default: validation)")
+    parser.add_argument("--max-records", type=int, metavar="N", help="the first N films only")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the calibrated model; may be --model's")
+    parser.add_argument("--batch-size", type=int, default=16, help="films at once (default: 16)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    args = parser.parse_args(arguments)
+    return status_of(lambda: run_calibration(args))
+
+
 __all__ = ["Calibration", "calibrate", "fit", "fit_temperature", "fit_threshold"]
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,12 +1,18 @@
 """Temperatures and thresholds against values by hand."""
 
+import json
+
 import numpy as np
 import pytest
+from datasets import Dataset
+from safetensors.numpy import load_file
 
 from modeling_gaze2report.processing.metrics.findings import calibration_statistics
-from modeling_gaze2report.training.calibration import MIN_EXAMPLES, calibrate, fit, fit_temperature, fit_threshold
+from modeling_gaze2report.processing.report_labels import FINDINGS
+from modeling_gaze2report.training.calibration import MIN_EXAMPLES, calibrate, fit, fit_temperature, fit_threshold, main
 
-from ..tiny_export import build_tiny_model
+from ..tiny_export import build_tiny_model, export_tiny_model
+from .toy import write_phantoms
 
 
 def test_the_temperature_undoes_overconfidence():
@@ -74,3 +80,45 @@ def test_the_processor_keeps_what_was_fitted(tmp_path):
     assert back.finding_temperatures == result.temperatures
     assert back.thresholds == result.thresholds
     assert "16 films" in str(result)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return export_tiny_model(tmp_path_factory)
+
+
+def test_a_checkpoint_is_calibrated_on_other_films(checkpoint, tmp_path, capsys):
+    data, out = write_phantoms(tmp_path, num_validation=60), tmp_path / "calibrated"
+
+    assert main(["--model", str(checkpoint), "--data", str(data), "--out", str(out), "--device", "cpu"]) == 0
+
+    assert "calibration on 60 films" in capsys.readouterr().out
+    before, after = (json.loads((one / "processor_config.json").read_text()) for one in (checkpoint, out))
+    index = FINDINGS.index("No Finding")
+    assert before["finding_temperatures"] is None or before["finding_temperatures"][index] == 1.0
+    assert after["finding_temperatures"][index] != 1.0 and after["finding_thresholds"][index] != 0.5
+    weights = [load_file(one / "model.safetensors") for one in (checkpoint, out)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(np.array_equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_films_without_labels_calibrate_nothing(checkpoint, tmp_path, capsys):
+    data, out = tmp_path / "data", tmp_path / "calibrated"
+    data.mkdir()
+    Dataset.from_dict({"image": ["a.png"], "labels": [None]}).to_parquet(data / "validation-00000.parquet")
+
+    assert main(["--model", str(checkpoint), "--data", str(data), "--out", str(out)]) == 2
+
+    assert "no film of the split validation has labels" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_nothing_but_a_model_is_written_over(checkpoint, tmp_path, capsys):
+    data, notes = write_phantoms(tmp_path), tmp_path / "notes"
+    notes.mkdir()
+    (notes / "mine.txt").write_text("keep")
+
+    assert main(["--model", str(checkpoint), "--data", str(data), "--out", str(notes)]) == 2
+
+    assert [one.name for one in notes.iterdir()] == ["mine.txt"]
+    assert "notes" in capsys.readouterr().err
