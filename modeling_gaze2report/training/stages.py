@@ -126,6 +126,19 @@ def annotation_counts(batch: dict, stage: StageRecipe) -> dict[str, torch.Tensor
     return {name: every[name] for name, weight in vars(stage.losses).items() if weight}
 
 
+@contextlib.contextmanager
+def still_norms(module: nn.Module) -> Iterator[None]:
+    """Batch norms use their running statistics, and do not change them."""
+    norms = [one for one in module.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm) and one.training]
+    for one in norms:
+        one.eval()
+    try:
+        yield
+    finally:
+        for one in norms:
+            one.train()
+
+
 class LossModel(nn.Module):
     """A model whose forward pass gives the losses of a stage, so that wrappers for several processes see all of it.
 
@@ -268,8 +281,11 @@ class LossModel(nn.Module):
             return sum(one.sum() for one in inner.vision_tower.parameters()) * 0.0
         crops = cut_crops(pixels, film, patch, grid_size, CROP_MARGIN)
         side = 2 * CROP_MARGIN + 1
+        # Beside losses of whole films, crops are normalised by the films' statistics, and leave no trace in them.
+        alone = not any(weight for name, weight in vars(self.stage.losses).items() if name != "finding_crops")
         try:
-            features = inner.vision_tower(pixel_values=crops, return_dict=True).last_hidden_state
+            with contextlib.nullcontext() if alone else still_norms(inner.vision_tower):
+                features = inner.vision_tower(pixel_values=crops, return_dict=True).last_hidden_state
             if features.shape[2:] != (side, side):
                 raise ValueError(f"it gives features of shape {tuple(features.shape[1:])}")
         except ValueError as error:

@@ -22,7 +22,8 @@ RESNET = {
     "depths": [1, 1],
     "layer_type": "basic",
 }
-STAGE = StageRecipe("crops", list(PARTS), LossWeights(finding_crops=1.0))
+CROPS = {"finding_crops": 1.0}
+STAGE = StageRecipe("crops", list(PARTS), LossWeights(**CROPS))
 
 
 def cells_of_three_films():
@@ -103,6 +104,26 @@ def test_the_tower_learns_what_the_patches_show():
     assert sum(losses[-10:]) < 0.25 * sum(losses[:10])
     learnt = {name.split(".")[1] for name, one in model.named_parameters() if one.grad is not None}
     assert learnt == {"vision_tower", "fusion", "perception"}
+
+
+@pytest.mark.parametrize("beside", [{}, {"findings": 1.0}])
+def test_beside_whole_films_crops_leave_no_trace_in_the_running_statistics(beside):
+    torch.manual_seed(0)
+    model, processor = build_model(ModelRecipe(**MODEL | {"vision": RESNET}), build_tokenizer(REPORTS, 320))
+    batch = ReportCollator(processor, recorded_gaze=0.0, predicted_gaze=0.0)(phantoms(range(8)))
+    start = {name: one.clone() for name, one in model.named_buffers() if "running" in name}
+
+    def statistics_after(weights):
+        model.load_state_dict(start, strict=False)
+        losses = LossModel(model, StageRecipe("s", list(PARTS), LossWeights(**weights))).train()(batch)[0]
+        assert set(losses) >= set(weights)
+        return {name: one.clone() for name, one in model.named_buffers() if "running" in name}
+
+    without, with_crops = (statistics_after(weights) for weights in (beside or {"findings": 1.0}, beside | CROPS))
+
+    same = [torch.equal(one, with_crops[name]) for name, one in without.items()]
+    assert len(same) > 4 and (all(same) if beside else not any(same))
+    assert all(one.training for one in model.model.vision_tower.modules())
 
 
 def test_films_without_boxes_cost_nothing():
