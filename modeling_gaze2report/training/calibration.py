@@ -161,7 +161,7 @@ def run_calibration(args: argparse.Namespace) -> str:
         ModelError: no such model, or a damaged one.
     """
     check_target(args.out)
-    records = load_split(args.data, args.split, args.max_records)
+    records = load_split(args.data, args.split)
     if not any(label is not None for labels in records["labels"] for label in labels or []):
         raise DataError(f"{args.data}: no film of the split {args.split} has labels; there is nothing to calibrate on.")
     reader = load_reader(args.model, args.device)
@@ -171,16 +171,15 @@ def run_calibration(args: argparse.Namespace) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    from .ablation import status_of  # which trains, and imports this module
+    from .ablation import at_least_one, status_of  # which trains, and imports this module
 
     parser = argparse.ArgumentParser(prog="python -m modeling_gaze2report.training.calibration", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--model", metavar="DIR", help="checkpoint (default: the embedded one)")
     parser.add_argument("--data", required=True, metavar="DIR", help="folder that `gaze2report prepare` wrote")
     parser.add_argument("--split", default="validation", help="of the data (default: validation)")
-    parser.add_argument("--max-records", type=int, metavar="N", help="the first N films only")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the calibrated model; may be --model's")
-    parser.add_argument("--batch-size", type=int, default=16, help="films at once (default: 16)")
+    parser.add_argument("--batch-size", type=at_least_one, default=16, metavar="N", help="films at once (default: 16)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     args = parser.parse_args(arguments)
     return status_of(lambda: run_calibration(args))

@@ -66,12 +66,10 @@ def chosen_rows(root: str | Path, part: str, limit: int | None = None) -> list[F
     Raises:
         DataError: no table, or no film left.
     """
-    rows = []
-    for row in read_film_rows(root):
-        if row.licence_class == PERMISSIVE and part != "all" and row.split != part:
-            continue
-        if row.is_nih or row.boxes or row.lung_mask:
-            rows.append(row)
+    every = read_film_rows(root)
+    # Patients of other parts stay out with all their films, also with those that nobody may train on.
+    others = {row.patient_id for row in every if row.licence_class == PERMISSIVE and part not in ("all", row.split)}
+    rows = [row for row in every if row.patient_id not in others and (row.is_nih or row.boxes or row.lung_mask)]
     if not rows:
         raise DataError(f"{root}: no film of the part {part} has labels, boxes or a mask")
     return rows[:limit]

@@ -81,9 +81,9 @@ def card_text(
     folder = Path(folder).absolute()
     recipe = (run_log or {}).get("recipe") or {}
     history = (run_log or {}).get("history") or []
-    paths = recipe.get("data") or {}
+    named = recipe.get("data") or {}
     # A folder may be listed several times, so that its records come more often.
-    folders = dict.fromkeys(Path(one) for one in (data_folder or paths.get("path") or "", *paths.get("more_paths", ())))
+    folders = dict.fromkeys(Path(one) for one in (data_folder or named.get("path") or "", *named.get("more_paths", ())))
     data = [DataSet(one, read_json(one / "dataset.json") or {}) for one in folders]
     is_adapter = (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
     base = hub_id(recipe.get("model", {}).get("checkpoint"))
@@ -222,9 +222,9 @@ def figures(recipe: dict, history: list[dict], metrics_files: Sequence[str | Pat
     if rows:
         command = f"gaze2report train {recipe.get('name', 'RECIPE')}"
         if recipe:
-            places = without_places(recipe)["data"]
-            command += f" data.path={places['path']}"
-            command += f" data.more_paths='[{', '.join(places['more_paths'])}]'" if places["more_paths"] else ""
+            named = without_places(recipe)["data"]
+            command += f" data.path={named['path']}"
+            command += f" data.more_paths='[{', '.join(named['more_paths'])}]'" if named["more_paths"] else ""
         parts.append(
             "While it was trained, on the validation split, before and after each stage (losses, the lower the better; "
             "`auroc`: of the findings, chance is 0.5; `location_gain`: nats per fixation over centre bias). "

@@ -180,7 +180,7 @@ class LossModel(nn.Module):
         weights, model = self.stage.losses, self.core
         counts = annotation_counts(batch, self.stage) if counts is None else counts
         images = {name: batch[name] for name in IMAGE_INPUTS if name in batch}
-        losses, metrics, features = {}, {}, None
+        losses, metrics, features, patches = {}, {}, None, None
         needs_fusion = (
             weights.report
             or weights.findings
@@ -196,15 +196,13 @@ class LossModel(nn.Module):
                 **images, soft_gaze=self.stage.soft_gaze and self.training, return_dict=True
             )
             patches = features.last_hidden_state
-        elif not (weights.scanpath or weights.scanpath_map):
-            patches = images["pixel_values"]  # nothing looks at whole films
-        else:
+        elif weights.scanpath or weights.scanpath_map:
             patches = model.model.get_patch_features(images["pixel_values"]).last_hidden_state
         if weights.report:
             losses["report"], metrics = self.report(batch, features, counts["report"])
         text_states = self.text_states(batch) if weights.contrast else None
         # Coordinates and likelihoods do not survive half precision.
-        with maybe_autocast(device_type=patches.device.type, enabled=False):
+        with maybe_autocast(device_type=images["pixel_values"].device.type, enabled=False):
             gaze_losses, gaze_metrics = self.gaze_losses(batch, features, patches, counts)
             losses |= gaze_losses
             metrics |= gaze_metrics
@@ -212,7 +210,7 @@ class LossModel(nn.Module):
                 losses["contrast"] = self.contrast(batch, features, text_states, counts["contrast"])
         return losses, metrics, features.findings.logits.detach() if weights.findings else None
 
-    def gaze_losses(self, batch: dict, features, patches: torch.Tensor, counts: dict) -> tuple[dict, dict]:
+    def gaze_losses(self, batch: dict, features, patches: torch.Tensor | None, counts: dict) -> tuple[dict, dict]:
         """Losses of the scanpath model, the findings, their boxes and the readout; further (sum, count) to be logged.
 
         Args:

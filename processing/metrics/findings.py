@@ -110,7 +110,6 @@ def finding_table(
     bootstrap: Bootstrap | None = None,
     clusters: Sequence | None = None,
     fewest: int = 1,
-    names: Sequence[str] = FINDINGS,
 ) -> dict[str, dict]:
     """Every finding by itself: `positives` and `negatives` (films), `auroc` and `f1` with `value` and `ci95`.
 
@@ -118,9 +117,9 @@ def finding_table(
     `finding_scores` and `score_all`.
     """
     probabilities, labels = np.asarray(probabilities, dtype=np.float64), np.asarray(labels, dtype=np.float64)
-    thresholds = np.broadcast_to(np.asarray(thresholds, dtype=np.float64), (len(names),))
+    thresholds = np.broadcast_to(np.asarray(thresholds, dtype=np.float64), (len(FINDINGS),))
     result = {}
-    for index, name in enumerate(names):
+    for index, name in enumerate(FINDINGS):
         column = slice(index, index + 1)
         positives, negatives = (int((labels[:, index] == value).sum()) for value in (1, 0))
         result[name] = {"positives": positives, "negatives": negatives}

@@ -1,5 +1,6 @@
 """The study on real films: every figure beside its chance, on patients that the training part does not have."""
 
+import csv
 import json
 
 import numpy as np
@@ -281,6 +282,18 @@ def test_predictions_of_another_part_are_not_mixed_in(films, tiny_model, tmp_pat
 def test_numbers_below_one_are_refused(option, films, tmp_path, capsys):
     assert main(["--cxr", str(films), "--out", str(tmp_path / "out"), option, "0"]) == 2
     assert "at least 1" in capsys.readouterr().err
+
+
+def test_a_training_patients_other_films_are_left_out_too(films):
+    table = films / "metadata.csv"
+    rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
+    rows[4]["patient_id"] = rows[2]["patient_id"]
+    with open(table, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+    assert [row.file for row in chosen_rows(films, "test")] == ["0.jpg", "1.jpg", "3.jpg"]
 
 
 def test_a_folder_without_a_table_is_an_error(tmp_path, capsys):
