@@ -1054,6 +1054,7 @@ def training_arguments(recipe: Recipe, stage: StageRecipe, folder: Path) -> Trai
         remove_unused_columns=False,
         label_names=["labels_findings"],
         dataloader_num_workers=recipe.num_workers,
+        dataloader_persistent_workers=recipe.num_workers > 0,
         accelerator_config={"dispatch_batches": False} if recipe.data.streaming else None,
         ddp_find_unused_parameters=True,
         seed=recipe.seed,
