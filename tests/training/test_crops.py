@@ -101,7 +101,7 @@ def test_the_tower_learns_what_the_patches_show():
         optimizer.step()
         losses.append(loss.item())
 
-    assert sum(losses[-10:]) < 0.25 * sum(losses[:10])
+    assert sum(losses[-10:]) < 0.4 * sum(losses[:10])
     learnt = {name.split(".")[1] for name, one in model.named_parameters() if one.grad is not None}
     assert learnt == {"vision_tower", "fusion", "perception"}
 
