@@ -2,14 +2,14 @@
 
 import copy
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from modeling_gaze2report.modeling_gaze2report import Gaze2ReportForConditionalGeneration
 from modeling_gaze2report.training.recipe import load_recipe
 from modeling_gaze2report.training.stages import run
+
+from .training.toy import TOY, write_phantoms
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -74,50 +74,9 @@ def test_predicted_readings_are_those_of_the_cpu(on_both):
 
 
 def test_a_recipe_trains_on_the_gpu_in_bfloat16(tmp_path):
-    recipe = load_recipe(write_toy(tmp_path))
-    folder = run(recipe)
-    model = Gaze2ReportForConditionalGeneration.from_pretrained(folder)
-    assert all(one.isfinite().all() for one in model.parameters())
-
-
-def write_toy(folder) -> str:
-    """Films with a report each, and a recipe for them that uses the GPU; returns its path."""
-    generator = np.random.default_rng(0)
-    pictures = folder / "films"
-    pictures.mkdir()
-    rows = ["file_name,name,patient,text,gaze"]
-    for number in range(8):
-        Image.fromarray(generator.integers(0, 255, (64, 64), dtype=np.uint8)).save(pictures / f"{number}.png")
-        rows.append(f'{number}.png,{number},p{number},The lungs are clear.,"[[0.4, 0.5, 0.3], [0.6, 0.5, 0.2]]"')
-    (pictures / "metadata.csv").write_text("\n".join(rows), encoding="utf-8")
-    path = folder / "recipe.yaml"
-    path.write_text(
-        f"""
-name: toy
-output: {folder}/model
-precision: bf16
-device: cuda
-data: {{path: {pictures}, columns: {{image_id: name, patient_id: patient, report: text, fixations: gaze}}}}
-tokenizer: {{vocab_size: 300}}
-model:
-  image_size: 64
-  grid_size: 8
-  vision: {{model_type: vit, hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 64,
-    image_size: 64, patch_size: 8}}
-  text: {{model_type: llama, hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2, num_key_value_heads: 2,
-    intermediate_size: 64, max_position_embeddings: 512}}
-  scanpath: {{hidden_size: 32, num_attention_heads: 2, num_hidden_layers: 2, intermediate_size: 64, max_fixations: 10}}
-  fusion: {{hidden_size: 32, num_attention_heads: 2, intermediate_size: 64, num_neighbors: 4, region_grid_size: 4,
-    num_fixation_slots: 4}}
-stages:
-  - name: report
-    trainable: [vision_tower, scanpath, fusion, perception, projector, language_model, lm_head]
-    losses: {{report: 1.0, scanpath: 1.0, gaze_attention: 0.1}}
-    max_steps: 3
-    batch_size: 4
-    recorded_gaze: 0.4
-    predicted_gaze: 0.4
-""",
-        encoding="utf-8",
+    data = write_phantoms(tmp_path / "phantoms")
+    recipe = load_recipe(
+        "embedded", [*TOY, f"data.path={data}", f"output={tmp_path / 'model'}", "device=cuda", "precision=bf16"]
     )
-    return str(path)
+    model = Gaze2ReportForConditionalGeneration.from_pretrained(run(recipe))
+    assert all(one.isfinite().all() for one in model.parameters())
