@@ -156,9 +156,10 @@ def cut_crops(
     """
     step = pixel_values.shape[-1] // grid_size
     padded = F.pad(pixel_values, [margin * step] * 4, mode="replicate")
-    side = (2 * margin + 1) * step
-    corners = zip(film.tolist(), (patch // grid_size * step).tolist(), (patch % grid_size * step).tolist(), strict=True)
-    return torch.stack([padded[one, :, top : top + side, left : left + side] for one, top, left in corners])
+    side = torch.arange((2 * margin + 1) * step, device=film.device)
+    top, left = patch // grid_size * step, patch % grid_size * step
+    rows, columns = (top[:, None] + side)[:, :, None], (left[:, None] + side)[:, None, :]
+    return padded[film[:, None, None], :, rows, columns].permute(0, 3, 1, 2)  # (N, s, s, C) before
 
 
 def finding_crops_loss(

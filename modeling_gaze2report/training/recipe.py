@@ -166,6 +166,10 @@ class StageRecipe:
         gradient_accumulation_steps: batches whose gradients make one step; the negatives of the contrastive loss come
             from one batch all the same.
         weight_decay: decoupled weight decay.
+        held_passes: above 0, the batches of so many passes are made before the first step and held in the memory of the
+            device, films in half precision, for one that learns faster than films can be decoded; later passes go round
+            them. Predicted gaze is then that of the model before the stage. Where only `projector`, `language_model`
+            and `lm_head` learn, and from the report alone, visual-gaze tokens are held in place of films.
         length_groups: the language model reads a batch in so many parts, each of rows of like length. Changes no loss;
             saves time on CPUs, where padding costs as much as text.
         tasks: share of each task among the records; a record that lacks what its task needs gives its report.
@@ -192,6 +196,7 @@ class StageRecipe:
     batch_size: int = 16
     gradient_accumulation_steps: int = 1
     weight_decay: float = 0.05
+    held_passes: int = 0
     length_groups: int = 1
     tasks: dict = field(default_factory=lambda: {"report": 1.0})
     texts_per_film: int = 1
@@ -323,6 +328,17 @@ def check(recipe: Recipe, file: str) -> None:
                 )
         if not all(isinstance(share, (int, float)) and share >= 0 for share in stage.tasks.values()):
             raise RecipeError(f"{file}: {where}.tasks: shares must be numbers of at least 0.")
+        if stage.held_passes and (
+            recipe.data.streaming
+            or stage.soft_gaze
+            or stage.recorded_gaze_end is not None
+            or stage.predicted_gaze_end is not None
+        ):
+            raise RecipeError(
+                f"{file}: {where}.held_passes = {stage.held_passes} holds batches made ahead, which neither a stream "
+                "(data.streaming) nor gaze that changes on the way (soft_gaze, recorded_gaze_end, predicted_gaze_end) "
+                "can be; leave one of them out."
+            )
         if stage.losses.order and not stage.tasks.get("order"):
             raise RecipeError(
                 f"{file}: {where}.losses.order = {stage.losses.order} needs what the task order shows: give it "

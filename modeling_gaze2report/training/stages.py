@@ -28,7 +28,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.utils.generic import maybe_autocast
 
 from ..hub_space.export import check_target, export_model
-from ..modeling_gaze2report import Gaze2ReportForConditionalGeneration
+from ..modeling_gaze2report import Gaze2ReportForConditionalGeneration, Gaze2ReportImageFeatures
 from ..modeling_grid import cell_centres, cell_of, heat_map
 from ..processing.errors import DataError, InputError, ModelError, RecipeError
 from ..processing.processing_gaze2report import Gaze2ReportProcessor
@@ -43,6 +43,7 @@ from .data import (
     number_readers,
     reader_agreement,
 )
+from .held import TOKENS, HeldBatches, HeldKeys, hold
 from .losses import (
     IGNORED,
     box_loss,
@@ -69,6 +70,8 @@ from .tasks import TASKS, tokenizer_texts
 logger = logging.getLogger(__name__)
 
 IMAGE_INPUTS = ("pixel_values", "film_boxes", "fixations", "fixation_mask", "gaze_source")
+# Parts that need no film, only its visual-gaze tokens.
+TEXT_PARTS = {"projector", "language_model", "lm_head"}
 # Keys of a recipe that change nothing about the weights.
 INDIFFERENT = ("num_workers", "report_to")
 WEIGHTS, MANIFEST, RESULT, WRITING = "trained.safetensors", "manifest.json", "result.json", ".writing"
@@ -109,21 +112,21 @@ def freeze_all_but(model: nn.Module, trainable: list[str]) -> None:
 
 def annotation_counts(batch: dict, stage: StageRecipe) -> dict[str, torch.Tensor]:
     """How much of a batch carries the annotation of each loss: tokens, fixations, labels, boxes, records."""
-    has_gaze = batch["recorded_mask"].any(-1)
+    with_gaze = lambda: batch["recorded_mask"].any(-1).sum()  # noqa: E731
     every = {
-        "report": (batch["labels"][:, 1:] != IGNORED).sum(),
-        "scanpath": batch["recorded_mask"].sum(),
-        "scanpath_map": has_gaze.sum(),
-        "gaze_attention": has_gaze.sum(),
-        "findings": finding_targets(batch["labels_findings"], stage.uncertain_findings)[1].sum(),
-        "finding_boxes": batch["finding_mask"].sum(),
-        "finding_maps": batch["mapped_findings"].sum(),
-        "finding_crops": batch["mapped_findings"].sum(),
-        "region_boxes": batch["region_mask"].sum(),
-        "contrast": batch["has_text"].sum() if "has_text" in batch else has_gaze.sum() * 0,
-        "order": ordered_pairs(batch["order_ranks"]).sum(),
+        "report": lambda: (batch["labels"][:, 1:] != IGNORED).sum(),
+        "scanpath": lambda: batch["recorded_mask"].sum(),
+        "scanpath_map": with_gaze,
+        "gaze_attention": with_gaze,
+        "findings": lambda: finding_targets(batch["labels_findings"], stage.uncertain_findings)[1].sum(),
+        "finding_boxes": lambda: batch["finding_mask"].sum(),
+        "finding_maps": lambda: batch["mapped_findings"].sum(),
+        "finding_crops": lambda: batch["mapped_findings"].sum(),
+        "region_boxes": lambda: batch["region_mask"].sum(),
+        "contrast": lambda: batch["has_text"].sum(),
+        "order": lambda: ordered_pairs(batch["order_ranks"]).sum(),
     }
-    return {name: every[name] for name, weight in vars(stage.losses).items() if weight}
+    return {name: every[name]() for name, weight in vars(stage.losses).items() if weight}
 
 
 @contextlib.contextmanager
@@ -191,7 +194,10 @@ class LossModel(nn.Module):
             or weights.contrast
             or weights.order
         )
-        if needs_fusion:
+        if TOKENS in batch:  # the films have been looked at before
+            tokens = batch[TOKENS].to(model.model.projector.linear_1.weight.dtype)
+            features = Gaze2ReportImageFeatures(pooler_output=list(model.model.projector(tokens)))
+        elif needs_fusion:
             features = model.model.get_image_features(
                 **images, soft_gaze=self.stage.soft_gaze and self.training, return_dict=True
             )
@@ -202,7 +208,7 @@ class LossModel(nn.Module):
             losses["report"], metrics = self.report(batch, features, counts["report"])
         text_states = self.text_states(batch) if weights.contrast else None
         # Coordinates and likelihoods do not survive half precision.
-        with maybe_autocast(device_type=images["pixel_values"].device.type, enabled=False):
+        with maybe_autocast(device_type=batch["labels_findings"].device.type, enabled=False):
             gaze_losses, gaze_metrics = self.gaze_losses(batch, features, patches, counts)
             losses |= gaze_losses
             metrics |= gaze_metrics
@@ -995,10 +1001,14 @@ def run_stage(
     centre_bias = None
     if stage.losses.scanpath:
         centre_bias = fixation_density(train if not is_stream else validation, collator, config.grid_size)
+    arguments = training_arguments(recipe, stage, folder)
+    if stage.held_passes:
+        collator = made_ahead(collator, model, stage, train, recipe.num_workers, arguments.device)
+        train = HeldKeys(len(train))
     is_sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     trainer = StageTrainer(
         model=LossModel(without_scalars(model) if is_sharded else model, stage, centre_bias),
-        args=training_arguments(recipe, stage, folder),
+        args=arguments,
         stage=stage,
         kept=kept,
         train_dataset=train,
@@ -1029,6 +1039,29 @@ def run_stage(
     return history
 
 
+def made_ahead(
+    collator: ReportCollator,
+    model: nn.Module,
+    stage: StageRecipe,
+    train: RecordDataset,
+    num_workers: int,
+    device: torch.device,
+) -> HeldBatches:
+    """The collator of a stage whose batches are held on its device.
+
+    Raises:
+        RecipeError: in several processes, each of which would hold all of them.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RecipeError(f"stage {stage.name}: held_passes needs a single process; set it to 0 for several.")
+    reader = base_model(model).to(device).eval()
+    held = hold(collator, train, stage.held_passes, num_workers).to(device).with_predicted_gaze(reader)
+    is_looked_at = set(stage.trainable) <= TEXT_PARTS and not any(
+        weight for name, weight in vars(stage.losses).items() if name != "report"
+    )
+    return held.with_tokens(reader) if is_looked_at else held
+
+
 def training_arguments(recipe: Recipe, stage: StageRecipe, folder: Path) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(folder),
@@ -1053,8 +1086,9 @@ def training_arguments(recipe: Recipe, stage: StageRecipe, folder: Path) -> Trai
         run_name=f"{recipe.name}-{stage.name}",
         remove_unused_columns=False,
         label_names=["labels_findings"],
-        dataloader_num_workers=recipe.num_workers,
-        dataloader_persistent_workers=recipe.num_workers > 0,
+        dataloader_num_workers=0 if stage.held_passes else recipe.num_workers,
+        dataloader_persistent_workers=recipe.num_workers > 0 and not stage.held_passes,
+        dataloader_pin_memory=not stage.held_passes,
         accelerator_config={"dispatch_batches": False} if recipe.data.streaming else None,
         ddp_find_unused_parameters=True,
         seed=recipe.seed,

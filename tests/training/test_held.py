@@ -1,0 +1,147 @@
+"""Batches made ahead are those that the collator makes, and a stage learns from them as from any."""
+
+import pytest
+import torch
+
+from modeling_gaze2report.modeling_gaze2report import Gaze2ReportForConditionalGeneration
+from modeling_gaze2report.processing.errors import RecipeError
+from modeling_gaze2report.training.data import ReportCollator
+from modeling_gaze2report.training.held import FILMS, TOKENS, hold
+from modeling_gaze2report.training.recipe import PARTS, LossWeights, StageRecipe, load_recipe
+from modeling_gaze2report.training.stages import LossModel, made_ahead, run
+
+from .one_step import phantoms, without_dropout
+from .toy import TOY, write_phantoms
+
+TASKS = dict.fromkeys(("report", "ask", "ground", "order"), 1.0)
+KEYS = [(0, 0.0, 4), (1, 0.0, 0), (2, 0.0, 3)]
+
+
+def make(predicted_gaze: float = 0.0, recorded_gaze: float = 1.0, **changes):
+    model, processor = without_dropout()
+    collator = ReportCollator(
+        processor,
+        recorded_gaze=recorded_gaze,
+        predicted_gaze=predicted_gaze,
+        tasks=TASKS,
+        texts_per_film=3,
+        with_text=True,
+        **changes,
+    )
+    return model.eval(), collator, phantoms(range(5))
+
+
+def trimmed(batch: dict) -> dict:
+    """Without what is padding in some batches and not in others."""
+    batch = {name: value for name, value in batch.items() if name != "record_ids"}
+    for values, mask in (("fixations", "fixation_mask"), ("recorded_fixations", "recorded_mask")):
+        longest = int(batch[mask].sum(-1).max())
+        batch[values], batch[mask] = batch[values][:, :longest], batch[mask][:, :longest]
+    longest = int(batch["text_mask"].sum(-1).max())
+    batch["text_ids"], batch["text_mask"] = batch["text_ids"][:, :longest], batch["text_mask"][:, :longest]
+    for name, filler in {"order_ranks": -1, "box_classes": -1}.items():
+        is_used = (batch[name] != filler).any(0)
+        longest = int(is_used.nonzero().max()) + 1 if is_used.any() else 0
+        batch[name] = batch[name][:, :longest]
+    batch["box_corners"] = batch["box_corners"][:, : batch["box_classes"].shape[1]]
+    return batch
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_held_batches_are_those_of_the_collator(num_workers):
+    _, collator, records = make()
+    held = hold(collator, records, 2, num_workers)
+
+    for keys in (KEYS, KEYS[:1], KEYS[1:]):
+        found = trimmed(held(keys))
+        expected = trimmed(collator([records[epoch % 2, progress, index] for epoch, progress, index in keys]))
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            tolerance = 2e-3 if name == FILMS else 0  # half precision
+            torch.testing.assert_close(found[name], value, rtol=0, atol=tolerance, equal_nan=True, msg=name)
+
+
+def test_batches_of_records_are_left_to_the_collator():
+    _, collator, records = make()
+    held = hold(collator, records, 1)
+    batch, expected = held([records[0], records[1]]), collator([records[0], records[1]])
+    assert torch.equal(batch["input_ids"], expected["input_ids"])
+
+
+def test_gaze_predicted_ahead_is_that_of_the_model():
+    model, collator, records = make(predicted_gaze=1.0, recorded_gaze=0.0)
+    held = hold(collator, records, 2)
+    ahead = held.with_predicted_gaze(model)
+
+    before, after = held(KEYS), ahead(KEYS)
+    names = (FILMS, "film_boxes", "fixations", "fixation_mask", "gaze_source")
+    first, second = (model.get_image_features(**{name: batch[name] for name in names}) for batch in (before, after))
+    assert (before["gaze_source"] == 1).any() and not (after["gaze_source"] == 1).any()
+    torch.testing.assert_close(first.findings.logits, second.findings.logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(first.pooler_output, second.pooler_output, rtol=1e-4, atol=1e-5)
+
+
+def test_tokens_held_in_place_of_films_give_the_same_loss_and_gradients():
+    model, collator, records = make()
+    stage = StageRecipe("words", ["projector", "language_model"], LossWeights(report=1.0), tasks=TASKS)
+    learner = LossModel(model, stage).train()
+    held = hold(collator, records, 2)
+    results = []
+    for one in (held, held.with_tokens(model)):
+        model.zero_grad()
+        batch = one(KEYS)
+        loss = learner(batch)[0]["report"]
+        loss.backward()
+        results.append((FILMS in batch, loss.detach(), model.model.projector.linear_1.weight.grad.clone()))
+    (has_films, loss, gradient), (has_films_again, same_loss, same_gradient) = results
+    assert has_films and not has_films_again
+    torch.testing.assert_close(same_loss, loss, rtol=1e-3, atol=0)
+    torch.testing.assert_close(same_gradient, gradient, rtol=1e-2, atol=1e-4)
+
+
+def test_tokens_are_held_only_where_nothing_that_looks_at_films_learns():
+    model, collator, records = make()
+    text = StageRecipe("a", ["projector", "language_model"], LossWeights(report=1.0), tasks=TASKS, held_passes=1)
+    every = StageRecipe("b", list(PARTS), LossWeights(report=1.0), tasks=TASKS, held_passes=1)
+    findings = StageRecipe("c", ["projector"], LossWeights(report=1.0, findings=1.0), tasks=TASKS, held_passes=1)
+    device = torch.device("cpu")
+    assert TOKENS in made_ahead(collator, model, text, records, 0, device).columns
+    for stage in (every, findings):
+        assert TOKENS not in made_ahead(collator, model, stage, records, 0, device).columns
+
+
+def test_films_can_be_added():
+    _, collator, records = make()
+    held = hold(collator, records, 2)
+    both = held.followed_by(hold(collator, phantoms(range(5, 8)), 2))
+    assert both.num_films == 8
+    first, same = trimmed(held(KEYS)), trimmed(both(KEYS))
+    for name, value in first.items():
+        torch.testing.assert_close(same[name], value, rtol=0, atol=0, equal_nan=True, msg=name)
+    assert not torch.equal(both([(0, 0.0, 5)])[FILMS], both([(0, 0.0, 0)])[FILMS])
+
+
+def test_a_recipe_trains_on_held_batches_and_gives_the_same_model_twice(tmp_path):
+    data = write_phantoms(tmp_path / "phantoms")
+    models = []
+    for name in ("first", "second"):
+        held = [f"stages.{number}.held_passes=2" for number in range(3)]
+        fixed = ["stages.2.soft_gaze=false", "stages.2.recorded_gaze_end=null", "stages.2.predicted_gaze_end=null"]
+        settings = [*TOY, *held, *fixed, "stages.2.epochs=3", f"data.path={data}", f"output={tmp_path / name}"]
+        models.append(Gaze2ReportForConditionalGeneration.from_pretrained(run(load_recipe("embedded", settings))))
+    assert all(one.isfinite().all() for one in models[0].parameters())
+    for first, second in zip(*(one.parameters() for one in models), strict=True):
+        assert torch.equal(first, second)
+
+
+def test_what_cannot_be_held_is_refused():
+    with pytest.raises(RecipeError, match=r"stages\.0\.held_passes = 2 .*soft_gaze"):
+        load_recipe("embedded", ["stages.0.held_passes=2", "stages.0.soft_gaze=true"])
+
+
+def test_several_processes_are_refused(monkeypatch):
+    model, collator, records = make()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    stage = StageRecipe("words", ["projector"], LossWeights(report=1.0), tasks=TASKS, held_passes=1)
+    with pytest.raises(RecipeError, match="stage words: held_passes needs a single process"):
+        made_ahead(collator, model, stage, records, 0, torch.device("cpu"))
