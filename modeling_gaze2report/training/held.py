@@ -71,10 +71,13 @@ class HeldBatches:
         places = [(epoch % len(self.rows), index) for epoch, _, index in items]
         device = self.texts["input_ids"].device
         passes, films = torch.tensor(places, device=device).T
-        batch = {} if self.films is None else {FILMS: self.films[films].float().expand(-1, 3, -1, -1)}
+        batch = {} if self.films is None else {FILMS: self.pixels(films)}
         batch |= {name: values[passes, films] for name, values in self.columns.items()}
         batch |= self.texts_of([self.rows[number][index] for number, index in places])
         return batch | {"record_ids": [f"number {index}" for _, index in places]}
+
+    def pixels(self, films: torch.Tensor | slice) -> torch.Tensor:
+        return self.films[films].float().expand(-1, 3, -1, -1)
 
     def texts_of(self, rows: list[list[int]]) -> dict[str, torch.Tensor]:
         """The texts of some films: the first of each, then all further ones."""
@@ -107,9 +110,7 @@ class HeldBatches:
     def shown(self, rows: slice, number: int) -> dict[str, torch.Tensor]:
         """What the model is shown of some films in one pass."""
         names = ("film_boxes", *GAZE, "gaze_source")
-        return {FILMS: self.films[rows].float().expand(-1, 3, -1, -1)} | {
-            name: self.columns[name][number, rows] for name in names
-        }
+        return {FILMS: self.pixels(rows)} | {name: self.columns[name][number, rows] for name in names}
 
     def parts(self, task: str) -> Iterator[slice]:
         starts = range(0, self.num_films, LOOKS_AT_ONCE)
@@ -128,8 +129,7 @@ class HeldBatches:
             missing = longest - columns[name].shape[2]
             columns[name] = F.pad(columns[name], (0, 0) * (columns[name].dim() - 3) + (0, missing))
         for rows in self.parts("predicted gaze"):
-            films = self.films[rows].float().expand(-1, 3, -1, -1)
-            predicted = model.predict_scanpath(films, film_boxes=columns["film_boxes"][0, rows])
+            predicted = model.predict_scanpath(self.pixels(rows), film_boxes=columns["film_boxes"][0, rows])
             missing = longest - predicted.mask.shape[-1]
             here = is_predicted[:, rows]
             fixations = F.pad(predicted.fixations[:, 0], (0, 0, 0, missing))
@@ -155,27 +155,6 @@ class HeldBatches:
         finally:
             hook.remove()
         return replace(self, films=None, columns=self.columns | {TOKENS: torch.stack(passes)})
-
-    def followed_by(self, other: "HeldBatches") -> "HeldBatches":
-        """These films and behind them those of another, held for as many passes.
-
-        Raises:
-            ValueError: one of them has been looked at and the other has not.
-        """
-        if (self.films is None) != (other.films is None):
-            raise ValueError("films and visual-gaze tokens cannot be held side by side")
-        texts = {name: torch.cat(padded([values, other.texts[name]], 1, 0)) for name, values in self.texts.items()}
-        first = len(self.lengths)
-        rows = [
-            mine + [[first + text for text in film] for film in more]
-            for mine, more in zip(self.rows, other.rows, strict=True)
-        ]
-        columns = {
-            name: torch.cat(padded([values, other.columns[name]], 2, FILLERS.get(name, 0)), dim=1)
-            for name, values in self.columns.items()
-        }
-        films = None if self.films is None else torch.cat((self.films, other.films))
-        return replace(self, films=films, columns=columns, texts=texts, rows=rows)
 
 
 def hold(collator: Callable[[list[dict]], dict], records: Dataset, passes: int, num_workers: int = 0) -> HeldBatches:

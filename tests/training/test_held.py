@@ -110,24 +110,13 @@ def test_tokens_are_held_only_where_nothing_that_looks_at_films_learns():
         assert TOKENS not in made_ahead(collator, model, stage, records, 0, device).columns
 
 
-def test_films_can_be_added():
-    _, collator, records = make()
-    held = hold(collator, records, 2)
-    both = held.followed_by(hold(collator, phantoms(range(5, 8)), 2))
-    assert both.num_films == 8
-    first, same = trimmed(held(KEYS)), trimmed(both(KEYS))
-    for name, value in first.items():
-        torch.testing.assert_close(same[name], value, rtol=0, atol=0, equal_nan=True, msg=name)
-    assert not torch.equal(both([(0, 0.0, 5)])[FILMS], both([(0, 0.0, 0)])[FILMS])
-
-
 def test_a_recipe_trains_on_held_batches_and_gives_the_same_model_twice(tmp_path):
     data = write_phantoms(tmp_path / "phantoms")
     models = []
     for name in ("first", "second"):
-        held = [f"stages.{number}.held_passes=2" for number in range(3)]
+        held = [f"stages.{number}.held_passes=1" for number in range(3)]
         fixed = ["stages.2.soft_gaze=false", "stages.2.recorded_gaze_end=null", "stages.2.predicted_gaze_end=null"]
-        settings = [*TOY, *held, *fixed, "stages.2.epochs=3", f"data.path={data}", f"output={tmp_path / name}"]
+        settings = [*TOY, *held, *fixed, "stages.2.epochs=2", f"data.path={data}", f"output={tmp_path / name}"]
         models.append(Gaze2ReportForConditionalGeneration.from_pretrained(run(load_recipe("embedded", settings))))
     assert all(one.isfinite().all() for one in models[0].parameters())
     for first, second in zip(*(one.parameters() for one in models), strict=True):
