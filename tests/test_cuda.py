@@ -9,7 +9,7 @@ from modeling_gaze2report.modeling_gaze2report import Gaze2ReportForConditionalG
 from modeling_gaze2report.training.recipe import load_recipe
 from modeling_gaze2report.training.stages import run
 
-from .training.toy import TOY, write_phantoms
+from .training.toy import STEADY_GAZE, TOY, write_phantoms
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -73,10 +73,10 @@ def test_predicted_readings_are_those_of_the_cpu(on_both):
     torch.testing.assert_close(of_gpu.fixations[..., :longest, :].cpu(), of_cpu.fixations, rtol=1e-3, atol=1e-3)
 
 
-def test_a_recipe_trains_on_the_gpu_in_bfloat16(tmp_path):
+@pytest.mark.parametrize("held_passes", [0, 1])
+def test_a_recipe_trains_on_the_gpu_in_bfloat16(tmp_path, held_passes):
     data = write_phantoms(tmp_path / "phantoms")
-    recipe = load_recipe(
-        "embedded", [*TOY, f"data.path={data}", f"output={tmp_path / 'model'}", "device=cuda", "precision=bf16"]
-    )
-    model = Gaze2ReportForConditionalGeneration.from_pretrained(run(recipe))
+    held = [*STEADY_GAZE, *(f"stages.{number}.held_passes={held_passes}" for number in range(3))]
+    settings = [*TOY, *held, f"data.path={data}", f"output={tmp_path / 'model'}", "device=cuda", "precision=bf16"]
+    model = Gaze2ReportForConditionalGeneration.from_pretrained(run(load_recipe("embedded", settings)))
     assert all(one.isfinite().all() for one in model.parameters())

@@ -11,7 +11,7 @@ from modeling_gaze2report.training.recipe import PARTS, LossWeights, StageRecipe
 from modeling_gaze2report.training.stages import LossModel, made_ahead, run
 
 from .one_step import phantoms, without_dropout
-from .toy import TOY, write_phantoms
+from .toy import STEADY_GAZE, TOY, write_phantoms
 
 TASKS = dict.fromkeys(("report", "ask", "ground", "order"), 1.0)
 KEYS = [(0, 0.0, 4), (1, 0.0, 0), (2, 0.0, 3)]
@@ -115,8 +115,7 @@ def test_a_recipe_trains_on_held_batches_and_gives_the_same_model_twice(tmp_path
     models = []
     for name in ("first", "second"):
         held = [f"stages.{number}.held_passes=1" for number in range(3)]
-        fixed = ["stages.2.soft_gaze=false", "stages.2.recorded_gaze_end=null", "stages.2.predicted_gaze_end=null"]
-        settings = [*TOY, *held, *fixed, "stages.2.epochs=2", f"data.path={data}", f"output={tmp_path / name}"]
+        settings = [*TOY, *held, *STEADY_GAZE, "stages.2.epochs=2", f"data.path={data}", f"output={tmp_path / name}"]
         models.append(Gaze2ReportForConditionalGeneration.from_pretrained(run(load_recipe("embedded", settings))))
     assert all(one.isfinite().all() for one in models[0].parameters())
     for first, second in zip(*(one.parameters() for one in models), strict=True):

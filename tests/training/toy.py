@@ -14,6 +14,10 @@ TOY = [
     *(f"stages.{number}.{setting}" for number in range(3) for setting in ("epochs=1", "batch_size=4")),
 ]
 
+# The last stage with one mixture of gaze from its beginning to its end, as batches made ahead need it.
+STEADY_GAZE = [f"stages.2.{name}=null" for name in ("recorded_gaze_end", "predicted_gaze_end")]
+STEADY_GAZE.append("stages.2.soft_gaze=false")
+
 
 def write_phantoms(folder: Path, num_train: int = 8, num_validation: int = 4, num_test: int = 0, seed: int = 3) -> Path:
     """A prepared folder of phantoms to learn from, to check and to test."""
