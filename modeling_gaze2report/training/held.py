@@ -171,7 +171,7 @@ def hold(collator: Callable[[list[dict]], dict], records: Dataset, passes: int, 
         records,
         batch_size=RECORDS_AT_ONCE,
         sampler=keys,
-        collate_fn=Compact(collator, passes, len(records)),
+        collate_fn=Compact(collator),
         num_workers=num_workers,
     )
     batches = list(tqdm(loader, disable=None, desc="batches held", unit="batch"))
@@ -188,7 +188,7 @@ def hold(collator: Callable[[list[dict]], dict], records: Dataset, passes: int, 
     ids = torch.nn.utils.rnn.pad_sequence([one[0] for one in texts], batch_first=True)
     return HeldBatches(
         collator,
-        films=torch.cat([batch[FILMS] for batch in batches])[: len(records)].clone(),
+        films=torch.cat([batch[FILMS] for batch in batches]),
         columns=columns,
         texts={
             "input_ids": ids,
@@ -202,18 +202,17 @@ def hold(collator: Callable[[list[dict]], dict], records: Dataset, passes: int, 
 
 @dataclass
 class Compact:
-    """Batches as they are held: films in half precision, once and in one channel where all three are the same; texts
-    without padding."""
+    """Batches as they are held: films of the first pass alone, in half precision, in one channel where all three are
+    the same; texts without padding."""
 
     collator: Callable[[list[dict]], dict]
-    passes: int
-    num_records: int
 
     def __call__(self, records: list[dict]) -> dict:
         batch = dict(self.collator(records))
         batch.pop("record_ids")
-        films = batch[FILMS]
-        batch[FILMS] = (films[:, :1] if torch.equal(films, films[:, :1].expand_as(films)) else films).half()
+        films, is_first = batch[FILMS], torch.tensor([record["epoch"] == 0 for record in records])
+        is_grey = torch.equal(films, films[:, :1].expand_as(films))
+        batch[FILMS] = films[is_first, : 1 if is_grey else None].half()
         ids, mask, labels, tasks, of_film = (batch.pop(name) for name in TEXTS)
         texts = [[] for _ in records]
         for row, film in enumerate(of_film.tolist()):

@@ -328,6 +328,8 @@ def check(recipe: Recipe, file: str) -> None:
                 )
         if not all(isinstance(share, (int, float)) and share >= 0 for share in stage.tasks.values()):
             raise RecipeError(f"{file}: {where}.tasks: shares must be numbers of at least 0.")
+        if stage.held_passes < 0:
+            raise RecipeError(f"{file}: {where}.held_passes = {stage.held_passes} is a number of passes, at least 0.")
         if stage.held_passes and (
             recipe.data.streaming
             or stage.soft_gaze

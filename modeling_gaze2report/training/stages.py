@@ -112,21 +112,21 @@ def freeze_all_but(model: nn.Module, trainable: list[str]) -> None:
 
 def annotation_counts(batch: dict, stage: StageRecipe) -> dict[str, torch.Tensor]:
     """How much of a batch carries the annotation of each loss: tokens, fixations, labels, boxes, records."""
-    with_gaze = lambda: batch["recorded_mask"].any(-1).sum()  # noqa: E731
+    has_gaze = batch["recorded_mask"].any(-1)
     every = {
-        "report": lambda: (batch["labels"][:, 1:] != IGNORED).sum(),
-        "scanpath": lambda: batch["recorded_mask"].sum(),
-        "scanpath_map": with_gaze,
-        "gaze_attention": with_gaze,
-        "findings": lambda: finding_targets(batch["labels_findings"], stage.uncertain_findings)[1].sum(),
-        "finding_boxes": lambda: batch["finding_mask"].sum(),
-        "finding_maps": lambda: batch["mapped_findings"].sum(),
-        "finding_crops": lambda: batch["mapped_findings"].sum(),
-        "region_boxes": lambda: batch["region_mask"].sum(),
-        "contrast": lambda: batch["has_text"].sum(),
-        "order": lambda: ordered_pairs(batch["order_ranks"]).sum(),
+        "report": (batch["labels"][:, 1:] != IGNORED).sum(),
+        "scanpath": batch["recorded_mask"].sum(),
+        "scanpath_map": has_gaze.sum(),
+        "gaze_attention": has_gaze.sum(),
+        "findings": finding_targets(batch["labels_findings"], stage.uncertain_findings)[1].sum(),
+        "finding_boxes": batch["finding_mask"].sum(),
+        "finding_maps": batch["mapped_findings"].sum(),
+        "finding_crops": batch["mapped_findings"].sum(),
+        "region_boxes": batch["region_mask"].sum(),
+        "contrast": batch["has_text"].sum() if "has_text" in batch else has_gaze.sum() * 0,
+        "order": ordered_pairs(batch["order_ranks"]).sum(),
     }
-    return {name: every[name]() for name, weight in vars(stage.losses).items() if weight}
+    return {name: every[name] for name, weight in vars(stage.losses).items() if weight}
 
 
 @contextlib.contextmanager
@@ -1056,10 +1056,10 @@ def made_ahead(
         raise RecipeError(f"stage {stage.name}: held_passes needs a single process; set it to 0 for several.")
     reader = base_model(model).to(device).eval()
     held = hold(collator, train, stage.held_passes, num_workers).to(device).with_predicted_gaze(reader)
-    is_looked_at = set(stage.trainable) <= TEXT_PARTS and not any(
+    needs_no_film = set(stage.trainable) <= TEXT_PARTS and not any(
         weight for name, weight in vars(stage.losses).items() if name != "report"
     )
-    return held.with_tokens(reader) if is_looked_at else held
+    return held.with_tokens(reader) if needs_no_film else held
 
 
 def training_arguments(recipe: Recipe, stage: StageRecipe, folder: Path) -> TrainingArguments:

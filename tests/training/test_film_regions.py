@@ -44,7 +44,7 @@ def films(tmp_path):
 def test_films_get_the_boxes_of_the_model_and_keep_their_own(films, tiny_model, tmp_path, capsys):
     out = tmp_path / "with-regions"
     assert main(["--model", str(tiny_model), "--data", str(films), "--out", str(out)]) == 0
-    assert "3 films" in capsys.readouterr().out
+    assert "3 records with regions" in capsys.readouterr().out
 
     reader = load_reader(str(tiny_model))
     for split in ("train", "validation"):
@@ -63,13 +63,16 @@ def test_films_get_the_boxes_of_the_model_and_keep_their_own(films, tiny_model, 
             }
             np.testing.assert_array_equal(np.asarray(new["image"]), np.asarray(old["image"]))
     info = json.loads((out / "dataset.json").read_text(encoding="utf-8"))
-    assert info["licence"] == "free" and "model" in info["regions"]
+    assert (info["source"], info["licence"]) == ("films", "free")
+    assert info["settings"]["regions_by"] == str(tiny_model)
+    assert info["splits"]["train"]["files"] == [one.name for one in out.glob("train-*.parquet")]
 
 
-def test_what_stands_there_is_not_written_over(films, tiny_model, tmp_path, capsys):
-    (tmp_path / "there").mkdir()
-    assert main(["--model", str(tiny_model), "--data", str(films), "--out", str(tmp_path / "there")]) == 2
-    assert "something is there already" in capsys.readouterr().err
+def test_a_folder_of_other_records_is_not_written_over(films, tiny_model, capsys):
+    before = {one.name: one.read_bytes() for one in films.iterdir()}
+    assert main(["--model", str(tiny_model), "--data", str(films), "--out", str(films)]) == 2
+    assert str(films) in capsys.readouterr().err
+    assert {one.name: one.read_bytes() for one in films.iterdir()} == before
 
 
 def test_a_folder_without_records_is_named_and_nothing_is_written(tiny_model, tmp_path, capsys):

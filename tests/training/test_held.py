@@ -17,7 +17,7 @@ TASKS = dict.fromkeys(("report", "ask", "ground", "order"), 1.0)
 KEYS = [(0, 0.0, 4), (1, 0.0, 0), (2, 0.0, 3)]
 
 
-def make(predicted_gaze: float = 0.0, recorded_gaze: float = 1.0, **changes):
+def make(predicted_gaze: float = 0.0, recorded_gaze: float = 1.0):
     model, processor = without_dropout()
     collator = ReportCollator(
         processor,
@@ -26,7 +26,6 @@ def make(predicted_gaze: float = 0.0, recorded_gaze: float = 1.0, **changes):
         tasks=TASKS,
         texts_per_film=3,
         with_text=True,
-        **changes,
     )
     return model.eval(), collator, phantoms(range(5))
 
@@ -51,6 +50,7 @@ def trimmed(batch: dict) -> dict:
 def test_held_batches_are_those_of_the_collator(num_workers):
     _, collator, records = make()
     held = hold(collator, records, 2, num_workers)
+    assert held.films.shape[:2] == (5, 1)  # once for both passes, and in one channel
 
     for keys in (KEYS, KEYS[:1], KEYS[1:]):
         found = trimmed(held(keys))
@@ -125,6 +125,8 @@ def test_a_recipe_trains_on_held_batches_and_gives_the_same_model_twice(tmp_path
 def test_what_cannot_be_held_is_refused():
     with pytest.raises(RecipeError, match=r"stages\.0\.held_passes = 2 .*soft_gaze"):
         load_recipe("embedded", ["stages.0.held_passes=2", "stages.0.soft_gaze=true"])
+    with pytest.raises(RecipeError, match=r"stages\.0\.held_passes = -1 .*at least 0"):
+        load_recipe("embedded", ["stages.0.held_passes=-1"])
 
 
 def test_several_processes_are_refused(monkeypatch):
