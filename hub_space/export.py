@@ -26,6 +26,7 @@ HUB_FILES = (
     "processing_gaze2report.py",
     "anatomy.py",
     "dicom_sr.py",
+    "drafts.py",
     "errors.py",
     "evidence.py",
     "evidence_comparison.py",

@@ -98,6 +98,17 @@ def add_gaze_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_draft_arguments(parser: argparse.ArgumentParser, texts: str) -> None:
+    parser.add_argument(
+        "--num-drafts",
+        type=positive,
+        default=8,
+        metavar="N",
+        help=f"most drafts of {texts}: the first is the likeliest text; where it contradicts the findings that were "
+        "seen, others are drawn, and the one that contradicts them least is kept (default: 8)",
+    )
+
+
 def positive(text: str) -> int:
     number = int(text)
     if number < 1:
@@ -167,6 +178,7 @@ def register_report(subparsers) -> None:
         help="of structured reports; template: fixed sentences from the findings alone, the same every time, without "
         "the language model (default: model)",
     )
+    add_draft_arguments(parser, "a report")
     parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="films at once (default: 8)")
     parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="longest report, in tokens")
     add_model_arguments(parser)
@@ -212,7 +224,7 @@ def run_report(args) -> int:
             if not readings:
                 continue
             _, films, gaze = zip(*readings, strict=True)
-            options = {"strategy": args.strategy, "writer": args.writer}
+            options = {"strategy": args.strategy, "writer": args.writer, "num_drafts": args.num_drafts}
             records = read_films(
                 reader,
                 films,
@@ -703,6 +715,7 @@ def register_evaluate(subparsers) -> None:
         "tables; answers go to tasks.jsonl",
     )
     parser.add_argument("--max-records", type=positive, metavar="N", help="the first N records only")
+    add_draft_arguments(parser, "reports and answers")
     parser.add_argument("--batch-size", type=positive, default=16, metavar="N", help="films at once (default: 16)")
     parser.add_argument(
         "--protocol", default="raw", help="of the text metrics, as in `gaze2report score` (default: raw)"

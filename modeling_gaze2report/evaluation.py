@@ -36,13 +36,15 @@ class ModelPredictor:
 
     Attributes:
         reader: model and processor.
+        num_drafts: most drafts of a report, as for `inference.read_films`.
     """
 
     reader: Reader
+    num_drafts: int = 1
 
     def __call__(self, records: list[dict], gaze_source: str, gaze: Sequence[np.ndarray | None]) -> list[Prediction]:
         films = [load_film(record["image"], name=record["image_id"]) for record in records]
-        sequences, features, _ = generate_reports(self.reader, films, gaze, gaze_source)
+        sequences, features, _ = generate_reports(self.reader, films, gaze, gaze_source, num_drafts=self.num_drafts)
         processor = self.reader.processor
         observations = processor.post_process_observation(features, [(film.height, film.width) for film in films])
         return [
@@ -82,7 +84,7 @@ def evaluate_model(args: Namespace) -> str:
     if args.protocol not in PROTOCOLS:
         raise InputError(f"--protocol {args.protocol}: there are {', '.join(PROTOCOLS)}.")
     records = load_split(args.data, args.split, args.max_records)
-    predictor = ModelPredictor(load_reader(args.model, args.device, args.dtype, args.offline))
+    predictor = ModelPredictor(load_reader(args.model, args.device, args.dtype, args.offline), args.num_drafts)
     set_seed(args.seed)
     others = [source for source in GAZE_SOURCES if source != args.gaze_source] if args.controls else []
     sources = [args.gaze_source, *others]
@@ -100,6 +102,7 @@ def evaluate_model(args: Namespace) -> str:
         predictions[args.gaze_source], list(records), results.protocol
     )
     results.settings |= {"data": data_name(args.data), "data_folder": Path(args.data).name, "split": args.split}
+    results.settings["num_drafts"] = args.num_drafts
     if args.tasks:
         add_tasks(results, predictor.reader, list(records), predictions[args.gaze_source], args)
     title = f"{predictor.reader.name} on {Path(args.data).name}, {args.split}"
@@ -154,6 +157,7 @@ def add_tasks(
         args.batch_size,
         args.seed,
         known_answers=training_answers(args.data, args.split),
+        num_drafts=args.num_drafts,
         progress=lambda batches: tqdm(batches, disable=None, unit="batch"),
     ).run()
     results.unavailable |= {name: f"needs {what}" for name, what in NEEDS.items() if name not in tasks.metrics}

@@ -9,7 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedConfig,
+)
 from transformers.utils import logging as transformers_logging
 
 from . import __version__
@@ -171,6 +177,7 @@ def read_films(
     num_scanpaths: int = 0,
     strategy: str = "direct",
     writer: str = "model",
+    num_drafts: int = 1,
 ) -> list[dict]:
     """Reports of one batch of films, as evidence records.
 
@@ -184,6 +191,8 @@ def read_films(
         strategy: `"direct"`, the plain report; `"grounded"`, a report that the model writes with boxes in it;
             `"structured"`, a report from the findings that were seen first. See `STRATEGIES`.
         writer: of structured reports, `"model"` or `"template"` (sentences from the findings alone; no language model).
+        num_drafts: most drafts of a report. The first is the likeliest text; where it contradicts the findings that
+            were seen, the others are drawn, and the one that contradicts them least is kept.
 
     Raises:
         InputError: gaze that cannot be used, or `"recorded"` for a film without it; an unknown strategy or writer.
@@ -202,10 +211,10 @@ def read_films(
         features = None
         prompts = [processor.task_prompt({"direct": "report"}.get(strategy, strategy))] * len(films)
     if writer == "template":
-        reports = [processor.template_report(one) for one in keywords]
+        reports, num_drafts = [processor.template_report(one) for one in keywords], 1
     else:
         reports, features, log_probs = generate_reports(
-            reader, films, gaze, gaze_source, max_new_tokens, prompts, features
+            reader, films, gaze, gaze_source, max_new_tokens, prompts, features, num_drafts=num_drafts
         )
         attention = visual_gaze_attention(reader.model, reports, log_probs.shape[1], features)
     return processor.post_process_evidence(
@@ -218,6 +227,7 @@ def read_films(
         model=reader.description,
         strategy=strategy,
         prompt=prompts,
+        num_drafts=num_drafts,
     )
 
 
@@ -241,18 +251,26 @@ def generate_reports(
     prompts: Sequence[str] | None = None,
     features: Gaze2ReportImageFeatures | None = None,
     streamer=None,
+    num_drafts: int = 1,
+    questions: Sequence[str] | None = None,
 ) -> tuple[torch.Tensor, Gaze2ReportImageFeatures, torch.Tensor]:
     """The same before it is made readable; see [`read_films`] for the arguments.
 
     Args:
         prompts: what each film is asked, as the processor's `task_prompt` gives it; left out, the report.
         features: what the films give, where it is known already.
-        streamer: of `generate`, for a single film.
+        streamer: of `generate`, for a single film; of the first draft.
+        questions: what the texts answer, where they are no reports; drafts of answers are judged by it.
 
     Returns:
         token ids (B, L) with the prompt, the features that the images gave, and the log probabilities (B, L_new) of the
         generated tokens.
+
+    Raises:
+        InputError: fewer than one draft.
     """
+    if num_drafts < 1:
+        raise InputError(f"num_drafts = {num_drafts}: a text has at least one draft.")
     model, processor = reader.model, reader.processor
     text = None if prompts is None else list(prompts)
     inputs = processor(images=list(films), text=text, gaze=gaze, gaze_source=gaze_source, return_tensors="pt")
@@ -272,7 +290,104 @@ def generate_reports(
         **options,
     )
     log_probs = model.compute_transition_scores(generated.sequences, generated.scores, normalize_logits=True)
-    return generated.sequences, features, log_probs
+    first = Texts(generated.sequences, log_probs)
+    if num_drafts > 1:
+        first = redraft(reader, first, text, features, num_drafts - 1, questions, options)
+    return first.sequences, features, first.log_probs
+
+
+@dataclass
+class Texts:
+    """Generated texts.
+
+    Attributes:
+        sequences: (B, L) token ids with the prompt.
+        log_probs: (B, L_new) log probabilities of the generated tokens.
+    """
+
+    sequences: torch.Tensor
+    log_probs: torch.Tensor
+
+    def choose(self, rows: list[int], others: "Texts", pad: int) -> "Texts":
+        """Row by row one of these texts, or of the others, which are numbered on from these."""
+        width = max(self.log_probs.shape[1], others.log_probs.shape[1])
+        parts = [[], []]
+        for one in (self, others):
+            missing = width - one.log_probs.shape[1]
+            parts[0].append(torch.nn.functional.pad(one.sequences, (0, missing), value=pad))
+            parts[1].append(torch.nn.functional.pad(one.log_probs, (0, missing)))
+        sequences, log_probs = (torch.cat(both)[rows] for both in parts)
+        # Nothing is kept of places that only the texts not chosen reached.
+        prompt = sequences.shape[1] - width
+        written = (sequences[:, prompt:] != pad).any(0).nonzero()
+        longest = int(written.max()) + 1 if len(written) else 0
+        return Texts(sequences[:, : prompt + longest], log_probs[:, :longest])
+
+
+class DraftNoise(LogitsProcessor):
+    """Gumbel noise on the scores: the likeliest token becomes one drawn from the distribution (the Gumbel-max trick).
+
+    The noise is another for each draft and place but the same for every film and at every call, so that a film's drafts
+    do not depend on the films beside it, nor on the state of any generator.
+    """
+
+    def __init__(self, num_drafts: int):
+        self.num_drafts = num_drafts
+        self.generator = torch.Generator().manual_seed(0)
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        uniform = torch.rand(self.num_drafts, scores.shape[-1], generator=self.generator).clamp(1e-9, 1 - 1e-7)
+        noise = -(-uniform.log()).log()
+        return scores.float() + noise.to(scores.device).repeat(len(scores) // self.num_drafts, 1)
+
+
+def redraft(
+    reader: Reader,
+    first: Texts,
+    prompts: dict[str, torch.Tensor],
+    features: Gaze2ReportImageFeatures,
+    num_drafts: int,
+    questions: Sequence[str] | None,
+    options: dict,
+) -> Texts:
+    """The first texts, or drafts of them that contradict less of what was seen.
+
+    Args:
+        first: the likeliest text of each film.
+        prompts: `input_ids` and `attention_mask` (B, L) that they answer.
+        features: of the films.
+        num_drafts: drawn where the first text contradicts anything.
+        questions: what the texts answer, where they are no reports.
+        options: of `generate`.
+    """
+    model, processor = reader.model, reader.processor
+    texts = [[text] for text in processor.batch_decode_report(first.sequences)]
+    costs = processor.contradictions(texts, features, questions)
+    wrong = [index for index, cost in enumerate(costs) if cost[0] > 0]
+    if not wrong:
+        return first
+    tokens = [features.pooler_output[index] for index in wrong for _ in range(num_drafts)]
+    generated = model.generate(
+        **{name: values[wrong].repeat_interleave(num_drafts, 0) for name, values in prompts.items()},
+        mm_encoder_outputs={"image": Gaze2ReportImageFeatures(pooler_output=tokens)},
+        logits_processor=LogitsProcessorList([DraftNoise(num_drafts)]),
+        return_dict_in_generate=True,
+        output_logits=True,
+        **(options | {"do_sample": False, "num_beams": 1, "streamer": None}),
+    )
+    log_probs = model.compute_transition_scores(generated.sequences, generated.logits, normalize_logits=True)
+    drafts = processor.batch_decode_report(generated.sequences)
+    for number, index in enumerate(wrong):
+        texts[index] += drafts[number * num_drafts : (number + 1) * num_drafts]
+    costs = processor.contradictions(texts, features, questions)
+    best = [int(cost.argmin()) for cost in costs]  # of equals the first, the likeliest text of all
+    rows = list(range(len(best)))
+    for number, index in enumerate(wrong):
+        if best[index]:
+            rows[index] = len(best) + number * num_drafts + best[index] - 1
+    pad = model.generation_config.pad_token_id
+    pad = processor.tokenizer.pad_token_id if pad is None else pad
+    return first.choose(rows, Texts(generated.sequences, log_probs), pad)
 
 
 # -- questions, phrases, boxes, order --------------------------------------------------------------------------------
@@ -287,6 +402,7 @@ def answer_questions(
     gaze_source: str = "auto",
     max_new_tokens: int = MAX_ANSWER_TOKENS,
     streamer=None,
+    num_drafts: int = 1,
 ) -> list[dict]:
     """Answers to one question on each film of a batch, as evidence records of the task "ask".
 
@@ -295,6 +411,7 @@ def answer_questions(
         questions: one for each film, in plain words; placeholders and special tokens in them are words too.
         max_new_tokens: longest answer in tokens.
         streamer: of `generate`, for a single film.
+        num_drafts: most drafts of an answer, as for [`read_films`].
 
     Raises:
         InputError: a question that is empty or does not fit into the model's context; gaze that cannot be used.
@@ -302,7 +419,8 @@ def answer_questions(
     prompts = [
         reader.processor.task_prompt("ask", question=one) for one in checked_batch(films, questions, "questions")
     ]
-    return task_records(reader, films, "ask", prompts, gaze, gaze_source, max_new_tokens, streamer)
+    drafts = {"num_drafts": num_drafts, "questions": questions}
+    return task_records(reader, films, "ask", prompts, gaze, gaze_source, max_new_tokens, streamer, **drafts)
 
 
 @torch.inference_mode()
@@ -422,10 +540,27 @@ def checked_batch(films: Sequence[Film], asked: Sequence, name: str) -> Sequence
 
 
 def task_records(
-    reader: Reader, films: Sequence[Film], task: str, prompts: list[str], gaze, gaze_source, max_new_tokens, streamer
+    reader: Reader,
+    films: Sequence[Film],
+    task: str,
+    prompts: list[str],
+    gaze,
+    gaze_source,
+    max_new_tokens,
+    streamer,
+    num_drafts: int = 1,
+    questions: Sequence[str] | None = None,
 ) -> list[dict]:
     sequences, features, log_probs = generate_reports(
-        reader, films, gaze, gaze_source, max_new_tokens, prompts, streamer=streamer
+        reader,
+        films,
+        gaze,
+        gaze_source,
+        max_new_tokens,
+        prompts,
+        streamer=streamer,
+        num_drafts=num_drafts,
+        questions=questions,
     )
     return reader.processor.post_process_evidence(
         sequences,
@@ -436,6 +571,7 @@ def task_records(
         model=reader.description,
         task=task,
         prompt=prompts,
+        num_drafts=num_drafts,
     )
 
 

@@ -187,6 +187,16 @@ class Gaze2ReportPerceptionModel(Gaze2ReportPerceptionPreTrainedModel):
         return tokens + F.pad(update, (0, 0, 0, tokens.shape[1] - update.shape[1]))
 
     @without_autocast
+    def values(self, findings: Gaze2ReportFindings) -> torch.Tensor:
+        """What was found, in numbers between -1 and 1: the logits, squeezed; the boxes of findings, as far from the
+        middle of the square as they are probable; the boxes of regions. Shapes: -> (B, V), `config.num_values`.
+        """
+        logits = findings.logits.float()
+        boxes = logits.sigmoid().unsqueeze(-1) * (2 * findings.boxes.float() - 1)
+        regions = 2 * findings.region_boxes.float() - 1
+        return torch.cat(((logits / 4).tanh(), boxes.flatten(1), regions.flatten(1)), dim=-1)
+
+    @without_autocast
     def score_order(self, fixation_states: torch.Tensor) -> torch.Tensor:
         """How late in a reading each fixation would come; scores compare within a film. Shapes: (B, N, D) -> (B, N)."""
         return self.order_score(F.gelu(self.order_hidden(fixation_states))).squeeze(-1)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 def register(subparsers) -> None:
     """Add the commands to the command line's parsers."""
-    from .cli import NOTICE, add_gaze_arguments, add_model_arguments
+    from .cli import NOTICE, add_draft_arguments, add_gaze_arguments, add_model_arguments
 
     ask = subparsers.add_parser(
         "ask",
@@ -18,6 +18,7 @@ def register(subparsers) -> None:
     )
     ask.add_argument("image", metavar="IMAGE", help="PNG, JPEG, TIFF or DICOM")
     ask.add_argument("question", metavar="QUESTION", help="in plain words")
+    add_draft_arguments(ask, "an answer")
     ask.set_defaults(run=run_ask)
 
     ground = subparsers.add_parser(
@@ -84,12 +85,23 @@ def show_sentence(args: argparse.Namespace, answer) -> int:
     if sys.stdout.isatty() and not args.json:
         from transformers import TextStreamer
 
-        streamer = TextStreamer(reader.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        class Shown(TextStreamer):
+            """Prints the text, and remembers it."""
+
+            text = ""
+
+            def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+                self.text += text
+                super().on_finalized_text(text, stream_end)
+
+        streamer = Shown(reader.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
     record = answer(reader, film, gaze, streamer)
     if args.json:
         print(json.dumps(record | {"answer": record["report"]}, ensure_ascii=False, indent=1))
     elif streamer is None:
         print(record["report"])
+    elif streamer.text.strip() != record["report"]:
+        print(f"Kept instead, as it contradicts less of what was seen: {record['report']}")
     for warning in record["warnings"]:
         print(f"note: {warning}", file=sys.stderr)
     return 0
@@ -101,7 +113,7 @@ def run_ask(args: argparse.Namespace) -> int:
     return show_sentence(
         args,
         lambda reader, film, gaze, streamer: answer_questions(
-            reader, [film], [args.question], [gaze], args.gaze_source, streamer=streamer
+            reader, [film], [args.question], [gaze], args.gaze_source, streamer=streamer, num_drafts=args.num_drafts
         )[0],
     )
 

@@ -79,6 +79,7 @@ class TaskEvaluation:
         seed: of what is drawn (absent findings, shuffled gaze).
         known_answers: questions and answers of other films, of which the commonest are right without a look at the film
             as often as `answer_accuracy_blind` says; left out without any.
+        num_drafts: most drafts of a report or answer, as for `inference.read_films`.
         progress: wraps the batches of a task, for a progress bar.
     """
 
@@ -90,11 +91,12 @@ class TaskEvaluation:
         batch_size: int = 16,
         seed: int = 0,
         known_answers: Sequence[tuple[str, str]] = (),
+        num_drafts: int = 1,
         progress: Callable[[Iterable], Iterable] = lambda batches: batches,
     ):
         self.reader, self.records, self.gaze_source = reader, list(records), gaze_source
         self.batch_size, self.seed, self.progress = batch_size, seed, progress
-        self.known_answers = known_answers
+        self.known_answers, self.num_drafts = known_answers, num_drafts
         self.results = TaskResults()
 
     def run(self) -> TaskResults:
@@ -160,7 +162,11 @@ class TaskEvaluation:
                 "reading": [processor.task_prompt("reading")] * len(films),
             }
             for task, asked in prompts.items():
-                sequences, _, _ = generate_reports(self.reader, films, None, self.gaze_source, None, asked, features)
+                # A reading follows the gaze and leaves out what was not looked at: nothing to hold against it.
+                drafts = 1 if task == "reading" else self.num_drafts
+                sequences, _, _ = generate_reports(
+                    self.reader, films, None, self.gaze_source, None, asked, features, num_drafts=drafts
+                )
                 texts = processor.post_process_grounding(processor.batch_decode_report(sequences), films, features)
                 written[task] += [text.text for text in texts]
                 if task == "grounded":
@@ -205,7 +211,7 @@ class TaskEvaluation:
         for batch in self.batches(items):
             films = [self.film(index) for index, _, _ in batch]
             asked = [question for _, question, _ in batch]
-            answers = answer_questions(self.reader, films, asked, None, self.gaze_source)
+            answers = answer_questions(self.reader, films, asked, None, self.gaze_source, num_drafts=self.num_drafts)
             said += [answer["report"] for answer in answers]
         for (index, question, answer), prediction in zip(items, said, strict=True):
             self.line(index, "ask", question, prediction, answer)

@@ -123,6 +123,7 @@ def evidence_record(
     task: str,
     strategy: str,
     prompt: str,
+    num_drafts: int = 1,
     warnings: Sequence[str] = (),
     threshold: float | Sequence[float] = FINDING_THRESHOLD,
     rereadings: Rereadings | None = None,
@@ -135,6 +136,7 @@ def evidence_record(
         image: name, width, height in pixels and sha256 of the film.
         model: name_or_path, revision and package_version of the model.
         task, strategy, prompt: how the report was asked for.
+        num_drafts: of how many drafts, at most, the report is the one that contradicts the findings least.
         warnings: sentences for the reader of the record.
         threshold: probability from which a finding counts as seen and is listed with its place; one for all, or 14.
         rereadings: what other scanpaths led to; with it, findings say how many of them agree.
@@ -161,6 +163,7 @@ def evidence_record(
         "task": task,
         "strategy": strategy,
         "prompt": prompt,
+        "num_drafts": num_drafts,
         "gaze": {
             "source": observation.gaze_source,
             "fixations": [

@@ -27,6 +27,7 @@ from transformers.processing_utils import MultiModalData, ProcessingKwargs, Proc
 from transformers.utils import auto_docstring, logging
 
 from .dicom_sr import dicom_report, read_dicom_source
+from .drafts import contradiction, said_in_answer, said_in_report
 from .errors import InputError
 from .evidence import (
     FINDING_THRESHOLD,
@@ -606,6 +607,29 @@ class Gaze2ReportProcessor(ProcessorMixin):
         """
         return [read_order(text, count) for text, count in zip(texts, counts, strict=True)]
 
+    def contradictions(
+        self, drafts: Sequence[Sequence[str]], image_features, questions: Sequence[str] | None = None
+    ) -> list[np.ndarray]:
+        """How far each draft of each film lies from the findings that were seen on it, in nats; 0 where it contradicts
+        none. The draft to keep is the one with the smallest number.
+
+        Args:
+            drafts: per film any number of texts, as `batch_decode_report` gives them.
+            image_features: output of the model's `get_image_features` for the same films.
+            questions: what the texts answer, one for each film; left out, they are reports.
+        """
+        probabilities = self.finding_probabilities(image_features.findings.logits)
+        costs = []
+        for index, texts in enumerate(drafts):
+            texts = [read_grounded_text(text).text for text in texts]
+            said = (
+                [said_in_report(text) for text in texts]
+                if questions is None
+                else [said_in_answer(questions[index], text) for text in texts]
+            )
+            costs.append(np.array([contradiction(one, probabilities[index], self.thresholds) for one in said]))
+        return costs
+
     def template_report(self, keywords: Sequence[Keyword]) -> str:
         """The deterministic report of keywords, without the language model."""
         return template_report(keywords)
@@ -625,6 +649,7 @@ class Gaze2ReportProcessor(ProcessorMixin):
         task: str = "report",
         strategy: str = "direct",
         prompt: str | Sequence[str] = INSTRUCTIONS["report"],
+        num_drafts: int = 1,
     ) -> list[dict]:
         """Evidence records, schema `gaze2report.evidence/1`, of reports or answers on one film each.
 
@@ -642,6 +667,7 @@ class Gaze2ReportProcessor(ProcessorMixin):
             rereadings: per film what other scanpaths led to; without, findings do not say how many readings agree.
             model: `name_or_path`, `revision` and `package_version` of the model.
             task, strategy, prompt: how the reports were asked for; one prompt for all or one for each.
+            num_drafts: of how many drafts each text is the one that contradicts the findings least.
 
         Raises:
             InputError: the numbers of reports, images and features differ.
@@ -680,6 +706,7 @@ class Gaze2ReportProcessor(ProcessorMixin):
                     task=task,
                     strategy=strategy,
                     prompt=prompts[index],
+                    num_drafts=num_drafts,
                     warnings=film.warnings,
                     threshold=self.thresholds,
                     rereadings=None if rereadings is None else rereadings[index],

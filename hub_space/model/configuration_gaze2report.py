@@ -188,6 +188,8 @@ class Gaze2ReportPerceptionConfig(PreTrainedConfig):
         num_findings (`int`, defaults to 14): finding classes, in the order of the CheXpert label set.
         num_regions (`int`, defaults to 17): anatomical regions.
         projection_dim (`int`, defaults to 128): width of the image and text embeddings for contrast.
+        project_findings (`bool`, defaults to `False`): tell the language model what was found in numbers as well:
+            logits and boxes, behind the projector's norms, on the global visual-gaze token.
         logit_scale_init (`float`, defaults to 2.6593): logarithm of the initial inverse temperature, ln(1 / 0.07).
         layer_norm_eps (`float`, defaults to 1e-5): epsilon of every layer norm.
         initializer_range (`float`, defaults to 0.02): standard deviation of the initial weights.
@@ -202,9 +204,15 @@ class Gaze2ReportPerceptionConfig(PreTrainedConfig):
     num_findings: int = 14
     num_regions: int = 17
     projection_dim: int = 128
+    project_findings: bool = False
     logit_scale_init: float = 2.6593
     layer_norm_eps: float = 1e-5
     initializer_range: float = 0.02
+
+    @property
+    def num_values(self) -> int:
+        """Numbers that say what was found: a logit and a box for each finding, a box for each region."""
+        return 5 * self.num_findings + 4 * self.num_regions
 
 
 @auto_docstring

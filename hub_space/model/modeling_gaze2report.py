@@ -117,10 +117,18 @@ class Gaze2ReportCausalLMOutputWithPast(ModelOutput):
     image_features: Gaze2ReportImageFeatures | None = None
 
 
+class Gaze2ReportValueProjection(nn.Linear):
+    """What was found in numbers -> an embedding of the language model. It begins at zero: nothing changes at first."""
+
+
 class Gaze2ReportProjector(nn.Module):
     """Visual-gaze tokens -> embeddings of the language model, at the scale that its own embeddings have.
 
-    Shapes: (B, T, D) -> (B, T, d).
+    With `perception_config.project_findings` the global token, which comes first, also takes in what was found in
+    numbers. The norms make directions of tokens, and rare findings drown there: of the embedded checkpoint's global
+    token a linear map tells the logit of an enlarged mediastinum with R2 0.46, of other pleural findings with 0.30.
+
+    Shapes: tokens (B, T, D), values (B, V) -> (B, T, d).
     """
 
     def __init__(self, config: Gaze2ReportConfig):
@@ -132,10 +140,17 @@ class Gaze2ReportProjector(nn.Module):
         self.linear_2 = nn.Linear(2 * width, width)
         self.norm_out = nn.LayerNorm(width, eps=config.fusion_config.layer_norm_eps)
         self.scale = nn.Parameter(torch.empty(()))
+        self.values = None
+        if config.perception_config.project_findings:
+            self.values = Gaze2ReportValueProjection(config.perception_config.num_values, width)
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         states = self.linear_2(self.act(self.linear_1(self.norm_in(tokens))))
-        return self.scale * self.norm_out(states)
+        states = self.scale * self.norm_out(states)
+        if self.values is None:
+            return states
+        told = self.values(values).unsqueeze(1)
+        return states + nn.functional.pad(told, (0, 0, 0, states.shape[1] - 1))
 
 
 @auto_docstring
@@ -156,6 +171,8 @@ class Gaze2ReportPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
+        if isinstance(module, Gaze2ReportValueProjection):
+            init.zeros_(module.weight)
         if isinstance(module, Gaze2ReportProjector):
             # A unit-norm layer output times this has the norm of a freshly initialised text embedding.
             init.constant_(module.scale, getattr(self.config.text_config, "initializer_range", 0.02))
@@ -236,7 +253,8 @@ class Gaze2ReportModel(Gaze2ReportPreTrainedModel):
         fused = self.fusion(patches, fixations, fixation_mask, expected_heat_map=expected)
         findings = self.perception(fused.patch_states, fused.global_state)
         tokens = self.perception.mark_tokens(fused.tokens, findings, self.config.fusion_config.region_grid_size)
-        tokens = self.projector(tokens.to(self.projector.linear_1.weight.dtype))
+        dtype = self.projector.linear_1.weight.dtype
+        tokens = self.projector(tokens.to(dtype), self.perception.values(findings).to(dtype))
         return Gaze2ReportImageFeatures(
             pooler_output=list(tokens),
             last_hidden_state=patches,

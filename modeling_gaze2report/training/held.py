@@ -17,8 +17,8 @@ from ..modeling_gaze2report import PREDICTED_GAZE, RECORDED_GAZE, Gaze2ReportFor
 from .losses import IGNORED
 
 FILMS = "pixel_values"
-# In place of films that have been looked at: visual-gaze tokens before the projector, (B, T, D).
-TOKENS = "visual_gaze_tokens"
+# In place of films that have been looked at: what the projector takes, visual-gaze tokens (B, T, D) and values (B, V).
+TOKENS, VALUES = "visual_gaze_tokens", "finding_values"
 TEXTS = ("input_ids", "attention_mask", "labels", "tasks", "row_films")
 GAZE = ("fixations", "fixation_mask")
 # What stands beyond the end of a shorter row, where that is not zero.
@@ -144,17 +144,18 @@ class HeldBatches:
     def with_tokens(self, model: Gaze2ReportForConditionalGeneration) -> "HeldBatches":
         """The same with visual-gaze tokens in place of the films."""
         caught = []
-        hook = model.model.projector.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
+        hook = model.model.projector.register_forward_pre_hook(lambda _, inputs: caught.append(inputs))
         passes = []
         try:
             for number in range(len(self.rows)):
                 for rows in self.parts("visual-gaze tokens"):
                     model.get_image_features(**self.shown(rows, number), return_dict=True)
-                passes.append(torch.cat([one.half() for one in caught]))
+                passes.append([torch.cat([part.half() for part in parts]) for parts in zip(*caught, strict=True)])
                 caught.clear()
         finally:
             hook.remove()
-        return replace(self, films=None, columns=self.columns | {TOKENS: torch.stack(passes)})
+        tokens, values = (torch.stack(parts) for parts in zip(*passes, strict=True))
+        return replace(self, films=None, columns=self.columns | {TOKENS: tokens, VALUES: values})
 
 
 def hold(collator: Callable[[list[dict]], dict], records: Dataset, passes: int, num_workers: int = 0) -> HeldBatches:
@@ -231,4 +232,4 @@ def padded(values: list[torch.Tensor], dim: int, filler: float) -> list[torch.Te
     return [F.pad(one, (0, 0) * (one.dim() - dim - 1) + (0, longest - one.shape[dim]), value=filler) for one in values]
 
 
-__all__ = ["FILMS", "TOKENS", "HeldBatches", "HeldKeys", "hold"]
+__all__ = ["FILMS", "TOKENS", "VALUES", "HeldBatches", "HeldKeys", "hold"]

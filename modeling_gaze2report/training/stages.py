@@ -43,7 +43,7 @@ from .data import (
     number_readers,
     reader_agreement,
 )
-from .held import TOKENS, HeldBatches, HeldKeys, hold
+from .held import TOKENS, VALUES, HeldBatches, HeldKeys, hold
 from .losses import (
     IGNORED,
     box_loss,
@@ -195,8 +195,9 @@ class LossModel(nn.Module):
             or weights.order
         )
         if TOKENS in batch:  # the films have been looked at before
-            tokens = batch[TOKENS].to(model.model.projector.linear_1.weight.dtype)
-            features = Gaze2ReportImageFeatures(pooler_output=list(model.model.projector(tokens)))
+            dtype = model.model.projector.linear_1.weight.dtype
+            tokens = model.model.projector(batch[TOKENS].to(dtype), batch[VALUES].to(dtype))
+            features = Gaze2ReportImageFeatures(pooler_output=list(tokens))
         elif needs_fusion:
             features = model.model.get_image_features(
                 **images, soft_gaze=self.stage.soft_gaze and self.training, return_dict=True
@@ -836,6 +837,8 @@ def load_checkpoint(recipe: Recipe) -> tuple[Gaze2ReportForConditionalGeneration
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"model.checkpoint {where}: it cannot be loaded: {error}") from error
     changed = tuple(f"model.{name}." for name in GAZE_PARTS if getattr(recipe.model, name))
+    if recipe.model.perception.get("project_findings"):
+        changed += ("model.projector.values.",)
     for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         names = [one if isinstance(one, str) else one[0] for one in info.get(kind) or ()]
         if kind == "missing_keys":

@@ -2,6 +2,7 @@ import re
 
 import pytest
 import torch
+from torch import nn
 from transformers import (
     ConvNextConfig,
     Dinov2Config,
@@ -102,6 +103,39 @@ def test_what_was_found_is_written_on_the_global_token_and_on_its_region(tiny_mo
     expected[0] = expected[2] = torch.tensor([1.0, 0.75])  # global, and the second region of the first row
     assert_equal_outputs(marked[0, :, :2], expected)
     assert not marked[..., 2:].any()
+
+
+@torch.no_grad()
+def test_what_was_found_in_numbers_reaches_the_language_model_on_the_global_token_alone(tiny_model, tiny_inputs):
+    plain, model = tiny_model(), tiny_model(perception_config={"projection_dim": 16, "project_findings": True})
+    model.load_state_dict(plain.state_dict(), strict=False)
+    pixels = tiny_inputs(plain)["pixel_values"]
+    before = plain.get_image_features(pixels)
+    assert_equal_outputs(model.get_image_features(pixels).pooler_output, before.pooler_output)  # it begins at zero
+
+    nn.init.normal_(model.model.projector.values.weight)
+    after = model.get_image_features(pixels)
+
+    values = model.model.perception.values(before.findings)
+    assert values.shape == (2, 14 + 14 * 4 + 17 * 4) and values.abs().max() <= 1
+    assert_equal_outputs(values[:, :14], (before.findings.logits / 4).tanh())
+    told = model.model.projector.values(values)
+    for new, old, one in zip(after.pooler_output, before.pooler_output, told, strict=True):
+        assert_equal_outputs(new[0] - old[0], one)
+        assert_equal_outputs(new[1:], old[1:])
+
+
+@torch.no_grad()
+def test_an_improbable_finding_has_no_place_in_the_numbers(tiny_model):
+    perception = tiny_model().model.perception
+    logits = torch.tensor([[-40.0, 40.0] * 7])
+    boxes = torch.tensor([0.0, 0.25, 0.5, 1.0]).expand(1, 14, 4)
+    regions = torch.full((1, 17, 4), 0.5)
+
+    values = perception.values(Gaze2ReportFindings(logits=logits, boxes=boxes, region_boxes=regions))
+
+    assert_equal_outputs(values[0, 14:22], torch.tensor([0.0, 0.0, 0.0, 0.0, -1.0, -0.5, 0.0, 1.0]))
+    assert not values[0, 14 + 14 * 4 :].any()
 
 
 @torch.no_grad()

@@ -24,11 +24,47 @@ def test_the_temperature_undoes_overconfidence():
     assert fit_temperature(logits, is_present) == pytest.approx(4 / np.log(3), rel=1e-6)
 
 
-def test_the_threshold_has_the_highest_f1():
-    probabilities, is_present = np.array([0.1, 0.2, 0.3, 0.4]), np.array([False, True, False, True])
+@pytest.mark.parametrize("power", [1.0, 2.0])
+def test_the_threshold_is_half_of_the_highest_f1_that_can_be_expected(power):
+    # Lipton et al. 2014 (arXiv 1402.1892): where probabilities are right, the best threshold is half of the best F1.
+    generator = np.random.default_rng(0)
+    true = generator.beta(0.3, 2.0, 40_000)
+    is_present = generator.random(40_000) < true
+    # Probabilities that are wrong by a power of their odds: the curve finds back.
+    odds = (true / (1 - true)) ** power
+    ranked = np.sort(true)[::-1]
+    best = (2 * np.cumsum(ranked) / (np.arange(1, 40_001) + ranked.sum())).max()
 
-    # From 0.2 on: 2 hits, 1 false; F1 0.8. From 0.4 on: 1 hit, 1 missed; F1 2/3.
-    assert fit_threshold(probabilities, is_present) == pytest.approx(0.15)
+    threshold = fit_threshold(odds / (1 + odds), is_present)
+
+    assert (threshold / (1 - threshold)) ** (1 / power) == pytest.approx(best / 2 / (1 - best / 2), rel=0.05)
+
+
+def test_the_threshold_follows_no_chance_of_single_films():
+    generator = np.random.default_rng(1)
+    thresholds, counted = [], []
+    for _ in range(20):
+        true = generator.beta(0.3, 2.0, 500)
+        is_present = generator.random(500) < true
+        thresholds.append(fit_threshold(true, is_present))
+        called = true[None] >= np.sort(true)[:, None]
+        scores = 2 * (called & is_present).sum(1) / (called.sum(1) + is_present.sum())
+        counted.append(np.sort(true)[scores.argmax()])
+
+    assert np.std(thresholds) < np.std(counted) / 2
+
+
+def test_equal_probabilities_are_all_called_or_none():
+    probabilities = np.array([0.2] * 10 + [0.6] * 10)
+    is_present = np.array([False] * 8 + [True] * 3 + [False] + [True] * 8)
+
+    assert fit_threshold(probabilities, is_present) == pytest.approx(0.4)
+
+
+def test_labels_that_are_told_apart_without_error_have_their_threshold_between_them():
+    probabilities = np.array([0.001] * 30 + [0.999] * 10)
+
+    assert fit_threshold(probabilities, probabilities > 0.5) == pytest.approx(0.5)
 
 
 def test_classes_with_few_examples_stay_as_they_are():

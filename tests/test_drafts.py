@@ -1,0 +1,155 @@
+"""Drafts: where a text contradicts what the model saw, others are drawn and the fittest is kept."""
+
+import numpy as np
+import pytest
+import torch
+
+from modeling_gaze2report.inference import (
+    DraftNoise,
+    Reader,
+    answer_questions,
+    embedded_folder,
+    generate_reports,
+    load_reader,
+    read_films,
+)
+from modeling_gaze2report.processing.datasets.phantom import generate_phantom
+from modeling_gaze2report.processing.errors import InputError
+from modeling_gaze2report.processing.image_processing_gaze2report import load_film
+
+from .tiny_export import build_tiny_model
+
+
+@pytest.fixture(scope="module")
+def reader():
+    model, processor = build_tiny_model()
+    # A fresh model's weights are so small that it says nothing at all; these let words and films differ.
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1 and "language_model" in name:
+                parameter.mul_(8)
+    model.generation_config.suppress_tokens = [model.config.image_token_id]
+    return Reader(model, processor, "tiny")
+
+
+def film(seed, height=80, width=60):
+    return load_film(np.random.default_rng(seed).integers(0, 256, (height, width), dtype=np.uint8), name=f"film {seed}")
+
+
+def taste(text):
+    """A judgement of gibberish that any two texts differ in."""
+    return 1 + sum(place * ord(letter) for place, letter in enumerate(text, 1)) % 9973
+
+
+@pytest.fixture
+def tasteful(reader, monkeypatch):
+    """The texts judged by taste; the list of all that were judged."""
+    judged = []
+
+    def contradictions(drafts, features, questions=None):
+        judged.append([list(texts) for texts in drafts])
+        return [np.array([taste(text) for text in texts], dtype=float) for texts in drafts]
+
+    monkeypatch.setattr(reader.processor, "contradictions", contradictions)
+    return judged
+
+
+def texts_of(reader, films, **options):
+    return reader.processor.batch_decode_report(generate_reports(reader, films, **options)[0])
+
+
+def test_the_draft_that_contradicts_least_is_kept(reader, tasteful):
+    kept = texts_of(reader, [film(0), film(1, 60, 80)], num_drafts=6)
+    first, drafts = tasteful
+    assert [len(texts) for texts in first] == [1, 1] and [len(texts) for texts in drafts] == [6, 6]
+    assert all(len(set(texts)) > 3 for texts in drafts)
+    assert kept == [min(texts, key=taste) for texts in drafts]
+    likeliest = texts_of(reader, [film(0), film(1, 60, 80)])
+    assert [texts[0] for texts in first] == [texts[0] for texts in drafts] == likeliest
+
+
+def test_drafts_depend_on_no_other_film_and_on_no_seed(reader, tasteful):
+    films = [film(seed, 60 + 5 * seed, 70) for seed in range(4)]
+    together = texts_of(reader, films, num_drafts=5)
+    torch.manual_seed(123)
+    assert [texts_of(reader, [one], num_drafts=5)[0] for one in films] == together
+
+
+def test_the_log_probabilities_are_those_of_the_kept_text(reader, tasteful):
+    sequences, features, log_probs = generate_reports(reader, [film(0), film(3)], num_drafts=6)
+    kept, drafts = reader.processor.batch_decode_report(sequences), tasteful[1]
+    assert any(text != texts[0] for text, texts in zip(kept, drafts, strict=True))
+    num_new = log_probs.shape[1]
+    with torch.inference_mode():
+        logits = reader.model(input_ids=sequences, mm_encoder_outputs={"image": features}).logits
+    expected = logits[:, -num_new - 1 : -1].log_softmax(-1).gather(-1, sequences[:, -num_new:, None]).squeeze(-1)
+    written = sequences[:, -num_new:] != reader.model.generation_config.pad_token_id
+    torch.testing.assert_close(log_probs[written], expected[written], rtol=1e-3, atol=1e-3)
+
+
+def test_nothing_is_drawn_where_nothing_is_contradicted(reader, monkeypatch):
+    calls, generate = [], reader.model.generate
+    monkeypatch.setattr(reader.model, "generate", lambda **rest: calls.append(rest) or generate(**rest))
+    monkeypatch.setattr(
+        reader.processor, "contradictions", lambda drafts, *rest: [np.zeros(len(texts)) for texts in drafts]
+    )
+    kept = texts_of(reader, [film(0), film(1)], num_drafts=6)
+    assert len(calls) == 1 and kept == texts_of(reader, [film(0), film(1)])
+
+
+def test_only_the_films_that_are_contradicted_are_drawn_for(reader, monkeypatch):
+    judged = []
+
+    def contradictions(drafts, features, questions=None):
+        judged.append([len(texts) for texts in drafts])
+        return [np.array([float(number == 1)] * len(texts)) for number, texts in enumerate(drafts)]
+
+    monkeypatch.setattr(reader.processor, "contradictions", contradictions)
+    films = [film(0), film(1), film(2)]
+    # Of equally good drafts the first is kept: the likeliest text.
+    assert texts_of(reader, films, num_drafts=4) == texts_of(reader, films)
+    assert judged == [[1, 1, 1], [1, 4, 1]]
+
+
+def test_drafts_of_answers_are_judged_by_their_questions(reader, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        reader.processor,
+        "contradictions",
+        lambda drafts, features, questions=None: asked.append(questions) or [np.zeros(len(texts)) for texts in drafts],
+    )
+    (record,) = answer_questions(reader, [film(0)], ["Is there an effusion?"], num_drafts=3)
+    assert asked == [["Is there an effusion?"]] and record["num_drafts"] == 3
+
+
+def test_no_draft_at_all_is_refused(reader):
+    with pytest.raises(InputError, match="num_drafts = 0: a text has at least one"):
+        read_films(reader, [film(0)], num_drafts=0)
+
+
+def test_the_record_says_how_many_drafts_there_were(reader):
+    assert [read_films(reader, [film(0)], num_drafts=number)[0]["num_drafts"] for number in (1, 3)] == [1, 3]
+    template = read_films(reader, [film(0)], strategy="structured", writer="template", num_drafts=3)
+    assert template[0]["num_drafts"] == 1
+
+
+def test_noise_draws_tokens_as_often_as_the_model_says():
+    scores = torch.tensor([[2.0, 0.5, -1.0, float("-inf")]])
+    num_drafts = 20_000
+    noise = DraftNoise(num_drafts)
+    drawn = noise(None, scores.repeat(2 * num_drafts, 1)).argmax(-1).reshape(2, num_drafts)
+    shares = torch.bincount(drawn[0], minlength=4) / num_drafts
+    torch.testing.assert_close(shares, scores[0].softmax(-1), rtol=0, atol=0.02)
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(noise(None, scores.repeat(num_drafts, 1)).argmax(-1), drawn[0])
+
+
+def test_the_embedded_checkpoint_contradicts_itself_less_in_the_drafts_it_keeps():
+    reader = load_reader(str(embedded_folder()), device="cpu")
+    films = [load_film(generate_phantom(4242, index, 128)["image"], name=f"{index}") for index in range(16)]
+    costs = {}
+    for number in (1, 8):
+        sequences, features, _ = generate_reports(reader, films, num_drafts=number)
+        texts = reader.processor.batch_decode_report(sequences)
+        costs[number] = np.concatenate(reader.processor.contradictions([[text] for text in texts], features))
+    assert (costs[8] <= costs[1] + 1e-3).all() and costs[8].sum() < costs[1].sum()
