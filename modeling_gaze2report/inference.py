@@ -1,6 +1,7 @@
 """Running a model over films: loading it with every check, and reports, scanpaths and their evidence in batches."""
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ STRATEGIES = ("direct", "grounded", "structured")
 WRITERS = ("model", "template")
 # Longest answer to a question, phrase or box, in tokens.
 MAX_ANSWER_TOKENS = 96
+# Drafts are drawn of tokens at least this probable next to the likeliest one; less probable ones garble words.
+DRAFT_MIN_P = 0.1
 
 
 def embedded_folder() -> Path:
@@ -308,6 +311,12 @@ class Texts:
     sequences: torch.Tensor
     log_probs: torch.Tensor
 
+    def mean_log_probs(self, pad: int) -> np.ndarray:
+        """Mean log probability of the tokens of each text, (B,)."""
+        written = self.sequences[:, self.sequences.shape[1] - self.log_probs.shape[1] :] != pad
+        sums = self.log_probs.float().masked_fill(~written, 0).sum(1)
+        return (sums / written.sum(1).clamp_min(1)).cpu().numpy()
+
     def choose(self, rows: list[int], others: "Texts", pad: int) -> "Texts":
         """Row by row one of these texts, or of the others, which are numbered on from these."""
         width = max(self.log_probs.shape[1], others.log_probs.shape[1])
@@ -328,7 +337,8 @@ class DraftNoise(LogitsProcessor):
     """Gumbel noise on the scores: the likeliest token becomes one drawn from the distribution (the Gumbel-max trick).
 
     The noise is another for each draft and place but the same for every film and at every call, so that a film's drafts
-    do not depend on the films beside it, nor on the state of any generator.
+    do not depend on the films beside it, nor on the state of any generator. Tokens below `DRAFT_MIN_P` times the
+    probability of the likeliest one are left out (min-p sampling, Nguyen et al. 2024, arXiv 2407.01082).
     """
 
     def __init__(self, num_drafts: int):
@@ -338,7 +348,10 @@ class DraftNoise(LogitsProcessor):
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         uniform = torch.rand(self.num_drafts, scores.shape[-1], generator=self.generator).clamp(1e-9, 1 - 1e-7)
         noise = -(-uniform.log()).log()
-        return scores.float() + noise.to(scores.device).repeat(len(scores) // self.num_drafts, 1)
+        scores = scores.float()
+        is_rare = scores < scores.amax(-1, keepdim=True) + math.log(DRAFT_MIN_P)
+        scores = scores.masked_fill(is_rare, -math.inf)
+        return scores + noise.to(scores.device).repeat(len(scores) // self.num_drafts, 1)
 
 
 def redraft(
@@ -380,14 +393,17 @@ def redraft(
     for number, index in enumerate(wrong):
         texts[index] += drafts[number * num_drafts : (number + 1) * num_drafts]
     costs = processor.contradictions(texts, features, questions)
-    best = [int(cost.argmin()) for cost in costs]  # of equals the first, the likeliest text of all
-    rows = list(range(len(best)))
-    for number, index in enumerate(wrong):
-        if best[index]:
-            rows[index] = len(best) + number * num_drafts + best[index] - 1
     pad = model.generation_config.pad_token_id
     pad = processor.tokenizer.pad_token_id if pad is None else pad
-    return first.choose(rows, Texts(generated.sequences, log_probs), pad)
+    others = Texts(generated.sequences, log_probs)
+    likelihood = others.mean_log_probs(pad).reshape(len(wrong), num_drafts)
+    rows = list(range(len(texts)))
+    for number, index in enumerate(wrong):
+        drawn = costs[index][1:]
+        if drawn.min() < costs[index][0]:
+            best = np.lexsort((-likelihood[number], drawn))[0]  # of equally good drafts the likeliest
+            rows[index] = len(texts) + number * num_drafts + int(best)
+    return first.choose(rows, others, pad)
 
 
 # -- questions, phrases, boxes, order --------------------------------------------------------------------------------

@@ -83,7 +83,7 @@ def test_one_film_prints_its_report_alone(report, film, loaded, capsys):
     assert report(film) == 0
 
     output = capsys.readouterr()
-    (record,) = inference.read_films(loaded, [cli_film(film)])
+    (record,) = inference.read_films(loaded, [cli_film(film)], num_drafts=8)
     assert output.out == record["report"] + "\n"
     assert output.err == ""
 
@@ -645,6 +645,12 @@ def test_drawn_scanpaths_say_how_many_agree(report, film, tmp_path):
     assert record["confidence_from"]["num_scanpaths"] == 2
     agreements = [finding["agreement"] for finding in record["findings"]]
     assert {value for one in agreements for value in one.values()} <= {0, 0.5, 1}
+
+
+def test_the_number_of_drafts_is_asked_for_and_recorded(report, film, tmp_path):
+    for number in (1, 3):
+        assert report(film, "--num-drafts", number, "--out", tmp_path / f"{number}") == 0
+        assert evidence_of(tmp_path / f"{number}")["num_drafts"] == number
 
 
 def test_given_gaze_is_compared_with_predicted_gaze(report, film, tmp_path, capsys):

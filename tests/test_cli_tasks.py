@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from modeling_gaze2report.cli import main
+from modeling_gaze2report.processing.processing_gaze2report import Gaze2ReportProcessor
 
 from .tiny_export import export_tiny_model
 
@@ -34,6 +35,21 @@ def test_an_answer_is_printed_and_its_record_says_what_was_asked(model_folder, f
     assert record["task"] == "ask"
     assert record["prompt"] == "Question: Is there <|visual_gaze|> an effusion?"
     assert record["answer"] == record["report"]
+    assert record["num_drafts"] == 8
+
+
+def test_on_a_terminal_a_better_draft_follows_what_was_shown(model_folder, film, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setattr(
+        Gaze2ReportProcessor,
+        "contradictions",
+        lambda self, drafts, *rest: [np.arange(len(texts), 0, -1.0) for texts in drafts],
+    )
+
+    assert run(model_folder, "ask", film, "Is there an effusion?", "--num-drafts", "4") == 0
+
+    shown, kept = capsys.readouterr().out.rstrip("\n").split("Kept instead, as it contradicts less of what was seen: ")
+    assert shown.strip() != kept
 
 
 def test_phrases_have_boxes_and_an_answer_whatever_the_model_wrote(model_folder, film, tmp_path, capsys):

@@ -111,6 +111,27 @@ def test_only_the_films_that_are_contradicted_are_drawn_for(reader, monkeypatch)
     assert judged == [[1, 1, 1], [1, 4, 1]]
 
 
+def test_of_equally_good_drafts_the_likeliest_is_kept(reader, monkeypatch):
+    judged = []
+
+    def contradictions(drafts, features, questions=None):
+        judged.append(drafts)
+        return [np.array([1.0] + [0.5] * (len(texts) - 1)) for texts in drafts]
+
+    monkeypatch.setattr(reader.processor, "contradictions", contradictions)
+    sequences, features, log_probs = generate_reports(reader, [film(0)], num_drafts=6)
+    kept = reader.processor.batch_decode_report(sequences)[0]
+    means = {}
+    for text in judged[1][0][1:]:
+        monkeypatch.setattr(
+            reader.processor,
+            "contradictions",
+            lambda drafts, *rest, text=text: [np.array([one != text for one in texts], float) for texts in drafts],
+        )
+        means[text] = generate_reports(reader, [film(0)], num_drafts=6)[2].mean().item()
+    assert kept == max(means, key=means.get)
+
+
 def test_drafts_of_answers_are_judged_by_their_questions(reader, monkeypatch):
     asked = []
     monkeypatch.setattr(
@@ -139,7 +160,8 @@ def test_noise_draws_tokens_as_often_as_the_model_says():
     noise = DraftNoise(num_drafts)
     drawn = noise(None, scores.repeat(2 * num_drafts, 1)).argmax(-1).reshape(2, num_drafts)
     shares = torch.bincount(drawn[0], minlength=4) / num_drafts
-    torch.testing.assert_close(shares, scores[0].softmax(-1), rtol=0, atol=0.02)
+    expected = scores[0, :2].softmax(-1)  # the third token is less than a tenth as probable as the first
+    torch.testing.assert_close(shares, torch.tensor([*expected.tolist(), 0.0, 0.0]), rtol=0, atol=0.02)
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(noise(None, scores.repeat(num_drafts, 1)).argmax(-1), drawn[0])
 

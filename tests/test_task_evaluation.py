@@ -65,7 +65,7 @@ def test_questions_are_counted_one_by_one_and_the_blind_answers_come_from_other_
     metrics, lines = scores(
         records,
         monkeypatch,
-        {"answer_questions": lambda reader, films, *rest: [{"report": next(said)} for _ in films]},
+        {"answer_questions": lambda reader, films, *rest, **options: [{"report": next(said)} for _ in films]},
         known_answers=known,
     )
 
@@ -80,7 +80,7 @@ def test_questions_are_counted_one_by_one_and_the_blind_answers_come_from_other_
 
 
 def test_without_answers_of_other_films_there_is_no_blind_score(monkeypatch):
-    answers = {"answer_questions": lambda reader, films, *rest: [{"report": "yes"} for _ in films]}
+    answers = {"answer_questions": lambda reader, films, *rest, **options: [{"report": "yes"} for _ in films]}
 
     metrics, _ = scores([record("a", [("Is there an effusion?", "yes")])], monkeypatch, answers)
 
