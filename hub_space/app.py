@@ -30,7 +30,7 @@ except ImportError:
 
 import gradio as gr
 from film_view import HERE, film_view, view_of
-from reading import STRATEGIES, FilmReader
+from reading import REDRAFTING, STRATEGIES, FilmReader
 from safety import (
     FILE_AGE_S,
     LOOK_EVERY_S,
@@ -130,7 +130,7 @@ def report(film: dict, strategy: str = "direct", gaze: str = "", gaze_file: dict
     choice_of(strategy, STRATEGIES, "strategy")
     loaded = film_of(film, load_film)
     for step in read_steps(loaded, gaze_of(gaze, gaze_file, loaded), strategy):
-        if not step["live"]:
+        if step["live"] in ("", REDRAFTING):
             yield step["record"]
 
 

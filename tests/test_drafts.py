@@ -119,8 +119,7 @@ def test_of_equally_good_drafts_the_likeliest_is_kept(reader, monkeypatch):
         return [np.array([1.0] + [0.5] * (len(texts) - 1)) for texts in drafts]
 
     monkeypatch.setattr(reader.processor, "contradictions", contradictions)
-    sequences, features, log_probs = generate_reports(reader, [film(0)], num_drafts=6)
-    kept = reader.processor.batch_decode_report(sequences)[0]
+    (kept,) = texts_of(reader, [film(0)], num_drafts=6)
     means = {}
     for text in judged[1][0][1:]:
         monkeypatch.setattr(

@@ -1,0 +1,74 @@
+"""The Space's reader by itself: drafts where a text contradicts what was seen."""
+
+import numpy as np
+import pytest
+
+from modeling_gaze2report.hub_space import reading
+from modeling_gaze2report.inference import embedded_folder
+from modeling_gaze2report.processing.datasets.phantom import generate_phantom
+from modeling_gaze2report.processing.image_processing_gaze2report import load_film
+
+
+@pytest.fixture(scope="module")
+def reader():
+    return reading.FilmReader(str(embedded_folder()))
+
+
+@pytest.fixture(scope="module")
+def films():
+    return [load_film(generate_phantom(4242, index, 128)["image"], name=f"{index}") for index in range(8)]
+
+
+def judged(monkeypatch, reader, costs):
+    """The processor's judgement replaced by one that gives each list of texts these costs, in turn the last again."""
+    rounds = []
+
+    def contradictions(self, drafts, features, questions=None):
+        rounds.append((len(drafts[0]), questions))
+        return [np.array([float(costs(number)) for number in range(len(drafts[0]))])]
+
+    monkeypatch.setattr(type(reader.processor), "contradictions", contradictions)
+    return rounds
+
+
+def test_the_kept_reports_contradict_less_than_the_likeliest_ones(reader, films, monkeypatch):
+    costs = {"likeliest": [], "kept": []}
+    notes = 0
+    for film in films:
+        features = reader.see(film)
+        steps = list(reader.read(film))
+        result = {}
+        for _ in reader.write(film, features, steps[-1]["record"]["prompt"], result):
+            pass
+        likeliest = reader.processor.batch_decode_report([result["sequence"]])
+        costs["likeliest"] += reader.costs(likeliest, features, None)
+        costs["kept"] += reader.costs([steps[-1]["record"]["report"]], features, None)
+        notes += any(step["live"] == reading.REDRAFTING for step in steps)
+        assert steps[-1]["done"] and steps[-1]["record"]["num_drafts"] == reading.NUM_DRAFTS
+    assert notes == sum(cost > 0 for cost in costs["likeliest"]) > 0
+    assert all(kept <= first for kept, first in zip(costs["kept"], costs["likeliest"], strict=True))
+
+
+def test_the_best_draft_is_kept_with_its_own_confidence_and_is_the_same_at_every_visit(reader, films, monkeypatch):
+    rounds = judged(monkeypatch, reader, lambda number: 8 - number)
+    records = [reader.last(reader.read(films[0])) for _ in range(2)]
+    assert rounds == [(1, None), (8, None)] * 2
+    assert records[0]["report"] == records[1]["report"]
+    assert all(0 < sentence["confidence"] <= 1 for sentence in records[0]["sentences"])
+
+    judged(monkeypatch, reader, lambda number: 0)
+    assert reader.last(reader.read(films[0]))["report"] != records[0]["report"]
+
+
+def test_answers_are_judged_by_their_question_and_places_are_not(reader, films, monkeypatch):
+    rounds = judged(monkeypatch, reader, lambda number: 0)
+    assert reader.ask(films[0], "Is there an effusion?")["num_drafts"] == reading.NUM_DRAFTS
+    assert rounds == [(1, ["Is there an effusion?"])]
+    reader.ground(films[0], "left lung")
+    assert len(rounds) == 1
+
+
+def test_a_model_from_before_there_were_drafts_writes_one_text(reader, films, monkeypatch):
+    monkeypatch.delattr(type(reader.processor), "contradictions")
+    assert reader.drafts_allowed() == {}
+    assert reader.last(reader.read(films[0]))["num_drafts"] == 1
