@@ -127,7 +127,7 @@ class Gaze2ReportProjector(nn.Module):
     With `perception_config.project_findings` the global token, which comes first, also takes in what was found in
     numbers: behind the norms, where what is rare or faint does not drown among all else that a token says.
 
-    Shapes: tokens (B, T, D), values (B, V) -> (B, T, d).
+    Shapes: tokens (B, T, D), values (B, V), which nothing is made of without that switch -> (B, T, d).
     """
 
     def __init__(self, config: Gaze2ReportConfig):
@@ -143,7 +143,7 @@ class Gaze2ReportProjector(nn.Module):
         if config.perception_config.project_findings:
             self.values = Gaze2ReportValueProjection(config.perception_config.num_values, width)
 
-    def forward(self, tokens: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, values: torch.Tensor | None = None) -> torch.Tensor:
         states = self.linear_2(self.act(self.linear_1(self.norm_in(tokens))))
         states = self.scale * self.norm_out(states)
         if self.values is None:
