@@ -140,6 +140,7 @@ class Gaze2ReportProjector(nn.Module):
         self.norm_out = nn.LayerNorm(width, eps=config.fusion_config.layer_norm_eps)
         self.scale = nn.Parameter(torch.empty(()))
         self.values = None
+        # CODEPATH: the embedded checkpoint tells findings in numbers; models made without that switch do not.
         if config.perception_config.project_findings:
             self.values = Gaze2ReportValueProjection(config.perception_config.num_values, width)
 
