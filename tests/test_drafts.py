@@ -6,7 +6,6 @@ import torch
 
 from modeling_gaze2report.inference import (
     DraftNoise,
-    Reader,
     answer_questions,
     embedded_folder,
     generate_reports,
@@ -17,23 +16,13 @@ from modeling_gaze2report.processing.datasets.phantom import generate_phantom
 from modeling_gaze2report.processing.errors import InputError
 from modeling_gaze2report.processing.image_processing_gaze2report import load_film
 
-from .tiny_export import build_tiny_model
+from .tiny_export import build_talking_reader
+from .tiny_export import noise_film as film
 
 
 @pytest.fixture(scope="module")
 def reader():
-    model, processor = build_tiny_model()
-    # A fresh model's weights are so small that it says nothing at all; these let words and films differ.
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() > 1 and "language_model" in name:
-                parameter.mul_(8)
-    model.generation_config.suppress_tokens = [model.config.image_token_id]
-    return Reader(model, processor, "tiny")
-
-
-def film(seed, height=80, width=60):
-    return load_film(np.random.default_rng(seed).integers(0, 256, (height, width), dtype=np.uint8), name=f"film {seed}")
+    return build_talking_reader()
 
 
 def taste(text):

@@ -7,7 +7,6 @@ from transformers import set_seed
 
 from modeling_gaze2report import inference
 from modeling_gaze2report.inference import (
-    Reader,
     generate_reports,
     read_films,
     recover_order,
@@ -16,26 +15,16 @@ from modeling_gaze2report.inference import (
 )
 from modeling_gaze2report.modeling_gaze2report import Gaze2ReportImageFeatures
 from modeling_gaze2report.processing.errors import InputError
-from modeling_gaze2report.processing.image_processing_gaze2report import load_film
 
-from .tiny_export import NUM_VISUAL_GAZE_TOKENS, build_tiny_model
+from .tiny_export import NUM_VISUAL_GAZE_TOKENS, build_talking_reader
+from .tiny_export import noise_film as film
 
 
 @pytest.fixture(scope="module")
 def reader():
-    model, processor = build_tiny_model()
-    # A fresh model's weights are so small that it says nothing at all; these let words and films differ.
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() > 1 and "language_model" in name:
-                parameter.mul_(8)
-    model.generation_config.eos_token_id = None
-    model.generation_config.suppress_tokens = [model.config.image_token_id]
-    return Reader(model, processor, "tiny")
-
-
-def film(seed, height=80, width=60):
-    return load_film(np.random.default_rng(seed).integers(0, 256, (height, width), dtype=np.uint8), name=f"film {seed}")
+    reader = build_talking_reader()
+    reader.model.generation_config.eos_token_id = None
+    return reader
 
 
 def test_an_order_goes_by_the_scores_of_the_fixations(reader, monkeypatch):

@@ -69,6 +69,31 @@ def build_tiny_model():
     return model.eval(), processor
 
 
+def build_talking_reader():
+    """A reader whose tiny model says different things of different films."""
+    import torch
+
+    from modeling_gaze2report.inference import Reader
+
+    model, processor = build_tiny_model()
+    # A fresh model's weights are so small that it says nothing at all; these let words and films differ.
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1 and "language_model" in name:
+                parameter.mul_(8)
+    model.generation_config.suppress_tokens = [model.config.image_token_id]
+    return Reader(model, processor, "tiny")
+
+
+def noise_film(seed: int, height: int = 80, width: int = 60):
+    """A film of noise."""
+    import numpy as np
+
+    from modeling_gaze2report.processing.image_processing_gaze2report import load_film
+
+    return load_film(np.random.default_rng(seed).integers(0, 256, (height, width), dtype=np.uint8), name=f"film {seed}")
+
+
 def export_tiny_model(tmp_path_factory) -> Path:
     """The model's folder in Hub layout."""
     from modeling_gaze2report.hub_space.export import export_model

@@ -46,15 +46,14 @@ def said_in_report(report: str) -> dict[str, int]:
 def said_in_answer(question: str, answer: str) -> dict[str, int]:
     """What an answer says of the findings that it speaks of.
 
-    "Yes" and "No" speak of what the question names. Another answer speaks of what it names itself, and of all findings
-    where the question asks for a list of them.
+    It speaks of all of them where the question asks for a list; of what the question names where it begins with "Yes"
+    or "No"; else of what it names itself.
     """
-    closed = _CLOSED_RE.match(answer)
-    if closed:
-        is_there = int(closed.group(1).lower() == "yes")
-        return dict.fromkeys((one["name"] for one in label_sentence(question)), is_there)
     if _LISTING_RE.search(question):
         return said_in_report(answer)
+    closed, asked = _CLOSED_RE.match(answer), [one["name"] for one in label_sentence(question)]
+    if closed and asked:
+        return dict.fromkeys(asked, int(closed.group(1).lower() == "yes"))
     return {name: label for name, label in label_report(answer).items() if label is not None and name != FINDINGS[0]}
 
 

@@ -20,7 +20,8 @@ def films():
 
 
 def judged(monkeypatch, reader, costs):
-    """The processor's judgement replaced by one that gives each list of texts these costs, in turn the last again."""
+    """The processor's judgement replaced by these costs, by the place of a text among those judged at once; what was
+    judged, as (number of texts, questions)."""
     rounds = []
 
     def contradictions(self, drafts, features, questions=None):
@@ -31,7 +32,7 @@ def judged(monkeypatch, reader, costs):
     return rounds
 
 
-def test_the_kept_reports_contradict_less_than_the_likeliest_ones(reader, films, monkeypatch):
+def test_the_kept_reports_contradict_less_than_the_likeliest_ones(reader, films):
     costs = {"likeliest": [], "kept": []}
     notes = 0
     for film in films:

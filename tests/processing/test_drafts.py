@@ -59,6 +59,7 @@ def test_the_normal_report_denies_every_finding():
         ("How severe is the pleural effusion?", "Moderate.", {}),
         ("Is this a PA or an AP view?", "AP.", {}),
         ("What is at the left base?", "Possible atelectasis.", {"Atelectasis": -1}),
+        ("What is at the left base?", "No effusion.", {"Pleural Effusion": 0}),
         ("Nothing to see here?", "Normally not.", {}),
     ],
 )
@@ -70,4 +71,5 @@ def test_a_list_of_findings_speaks_of_all():
     said = said_in_answer("What abnormalities are seen?", "Cardiomegaly, pleural effusion.")
     assert set(said) == set(FINDINGS[1:])
     assert {name for name, label in said.items() if label} == {"Cardiomegaly", "Pleural Effusion"}
-    assert not any(said_in_answer("Which findings are present?", "No abnormality.").values())
+    # It begins with "No" and is a list all the same: an empty one.
+    assert said_in_answer("Which findings are present?", "No abnormality.") == dict.fromkeys(FINDINGS[1:], 0)
