@@ -36,6 +36,7 @@ HUB_FILES = (
     "overlay.py",
     "overlay_html.py",
     "prompts.py",
+    "report_attributes.py",
     "report_labels.py",
     "structured.py",
 )

@@ -32,6 +32,7 @@ CHANGED_BY = 0.02
 # Drafts of a text, the first included, where the first one contradicts what was seen; tokens less than this probable
 # next to the likeliest one are left out of them.
 NUM_DRAFTS, DRAFT_MIN_P = 8, 0.1
+NUM_ANSWER_DRAFTS, ANSWER_MIN_P = 32, 0.01
 REDRAFTING = "This contradicts what was seen. Writing other drafts ..."
 
 
@@ -186,9 +187,10 @@ class FilmReader:
         if failure:
             raise failure[0]
 
-    def drafts_allowed(self) -> dict:
+    def drafts_allowed(self, question: str | None = None) -> dict:
         """What the evidence is told of drafts; nothing where the model's folder is older than they are."""
-        return {"num_drafts": NUM_DRAFTS} if hasattr(self.processor, "contradictions") else {}
+        number = NUM_DRAFTS if question is None else NUM_ANSWER_DRAFTS
+        return {"num_drafts": number} if hasattr(self.processor, "contradictions") else {}
 
     def costs(self, texts: list[str], features, question: str | None) -> list[float]:
         """How far each text contradicts what was seen."""
@@ -212,8 +214,8 @@ class FilmReader:
                 attention_mask=inputs["attention_mask"],
                 mm_encoder_outputs={"image": features},
                 do_sample=True,
-                min_p=DRAFT_MIN_P,
-                num_return_sequences=NUM_DRAFTS - 1,
+                min_p=DRAFT_MIN_P if question is None else ANSWER_MIN_P,
+                num_return_sequences=(NUM_DRAFTS if question is None else NUM_ANSWER_DRAFTS) - 1,
                 num_beams=1,
                 return_dict_in_generate=True,
                 output_logits=True,
@@ -244,7 +246,7 @@ class FilmReader:
             task=task,
             strategy="direct",
             prompt=prompt,
-            **({} if question is None else self.drafts_allowed()),
+            **({} if question is None else self.drafts_allowed(question)),
         )
         return self.processor.batch_decode_report([result["sequence"]])[0], record, features
 

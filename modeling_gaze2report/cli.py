@@ -17,6 +17,8 @@ from . import register_auto_classes, task_commands
 from .processing.errors import Gaze2ReportError, InputError
 
 NOTICE = "Research software. Not for clinical use."
+# Most drafts of a report and of an answer, where the user says nothing of them.
+NUM_DRAFTS, NUM_ANSWER_DRAFTS = 8, 32
 # They start at once: transformers and PyTorch take seconds to import.
 COMMANDS_WITHOUT_MODELS = ("gaze", "label", "score")
 
@@ -98,14 +100,14 @@ def add_gaze_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_draft_arguments(parser: argparse.ArgumentParser, texts: str) -> None:
+def add_draft_argument(parser: argparse.ArgumentParser, text: str, default: int, flag: str = "--num-drafts") -> None:
     parser.add_argument(
-        "--num-drafts",
+        flag,
         type=positive,
-        default=8,
+        default=default,
         metavar="N",
-        help=f"most drafts of {texts}: the first is the likeliest text; where it contradicts the findings that were "
-        "seen, others are drawn, and the one that contradicts them least is kept (default: 8)",
+        help=f"most drafts of {text}: the first is the likeliest text; where it contradicts what was seen, others are "
+        f"drawn, and the one that contradicts it least is kept (default: {default})",
     )
 
 
@@ -178,7 +180,7 @@ def register_report(subparsers) -> None:
         help="of structured reports; template: fixed sentences from the findings alone, the same every time, without "
         "the language model (default: model)",
     )
-    add_draft_arguments(parser, "a report")
+    add_draft_argument(parser, "a report", NUM_DRAFTS)
     parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="films at once (default: 8)")
     parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="longest report, in tokens")
     add_model_arguments(parser)
@@ -715,7 +717,8 @@ def register_evaluate(subparsers) -> None:
         "tables; answers go to tasks.jsonl",
     )
     parser.add_argument("--max-records", type=positive, metavar="N", help="the first N records only")
-    add_draft_arguments(parser, "reports and answers")
+    add_draft_argument(parser, "a report", NUM_DRAFTS)
+    add_draft_argument(parser, "an answer", NUM_ANSWER_DRAFTS, "--num-answer-drafts")
     parser.add_argument("--batch-size", type=positive, default=16, metavar="N", help="films at once (default: 16)")
     parser.add_argument(
         "--protocol", default="raw", help="of the text metrics, as in `gaze2report score` (default: raw)"

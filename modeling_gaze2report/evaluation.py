@@ -104,6 +104,7 @@ def evaluate_model(args: Namespace) -> str:
     results.settings |= {"data": data_name(args.data), "data_folder": Path(args.data).name, "split": args.split}
     results.settings["num_drafts"] = args.num_drafts
     if args.tasks:
+        results.settings["num_answer_drafts"] = args.num_answer_drafts
         add_tasks(results, predictor.reader, list(records), predictions[args.gaze_source], args)
     title = f"{predictor.reader.name} on {Path(args.data).name}, {args.split}"
     write_evaluation(results, predictions[args.gaze_source], records, args.out, title)
@@ -158,6 +159,7 @@ def add_tasks(
         args.seed,
         known_answers=training_answers(args.data, args.split),
         num_drafts=args.num_drafts,
+        num_answer_drafts=args.num_answer_drafts,
         progress=lambda batches: tqdm(batches, disable=None, unit="batch"),
     ).run()
     results.unavailable |= {name: f"needs {what}" for name, what in NEEDS.items() if name not in tasks.metrics}

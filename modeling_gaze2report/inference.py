@@ -35,8 +35,9 @@ STRATEGIES = ("direct", "grounded", "structured")
 WRITERS = ("model", "template")
 # Longest answer to a question, phrase or box, in tokens.
 MAX_ANSWER_TOKENS = 96
-# Drafts are drawn of tokens at least this probable next to the likeliest one; less probable ones garble words.
-DRAFT_MIN_P = 0.1
+# Drafts are drawn of tokens at least this probable next to the likeliest one; less probable ones garble reports.
+# Answers are a few words, which have to fit their question: there what is improbable may still be what was seen.
+DRAFT_MIN_P, ANSWER_MIN_P = 0.1, 0.01
 
 
 def embedded_folder() -> Path:
@@ -337,19 +338,19 @@ class DraftNoise(LogitsProcessor):
     """Gumbel noise on the scores: the likeliest token becomes one drawn from the distribution (the Gumbel-max trick).
 
     The noise is another for each draft and place but the same for every film and at every call, so that a film's drafts
-    do not depend on the films beside it, nor on the state of any generator. Tokens below `DRAFT_MIN_P` times the
+    do not depend on the films beside it, nor on the state of any generator. Tokens below `min_p` times the
     probability of the likeliest one are left out (min-p sampling, Nguyen et al. 2024, arXiv 2407.01082).
     """
 
-    def __init__(self, num_drafts: int):
-        self.num_drafts = num_drafts
+    def __init__(self, num_drafts: int, min_p: float = DRAFT_MIN_P):
+        self.num_drafts, self.min_p = num_drafts, min_p
         self.generator = torch.Generator().manual_seed(0)
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         uniform = torch.rand(self.num_drafts, scores.shape[-1], generator=self.generator).clamp(1e-9, 1 - 1e-7)
         noise = -(-uniform.log()).log()
         scores = scores.float()
-        is_rare = scores < scores.amax(-1, keepdim=True) + math.log(DRAFT_MIN_P)
+        is_rare = scores < scores.amax(-1, keepdim=True) + math.log(self.min_p)
         scores = scores.masked_fill(is_rare, -math.inf)
         return scores + noise.to(scores.device).repeat(len(scores) // self.num_drafts, 1)
 
@@ -380,10 +381,11 @@ def redraft(
     if not wrong:
         return first
     tokens = [features.pooler_output[index] for index in wrong for _ in range(num_drafts)]
+    noise = DraftNoise(num_drafts, DRAFT_MIN_P if questions is None else ANSWER_MIN_P)
     generated = model.generate(
         **{name: values[wrong].repeat_interleave(num_drafts, 0) for name, values in prompts.items()},
         mm_encoder_outputs={"image": Gaze2ReportImageFeatures(pooler_output=tokens)},
-        logits_processor=LogitsProcessorList([DraftNoise(num_drafts)]),
+        logits_processor=LogitsProcessorList([noise]),
         return_dict_in_generate=True,
         output_logits=True,
         **(options | {"do_sample": False, "num_beams": 1, "streamer": None}),

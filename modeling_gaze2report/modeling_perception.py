@@ -11,7 +11,8 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Perception heads on the fused film: 14 findings with a map and a box each, 17 anatomical regions, contrast, order.
+"""Perception heads on the fused film: 14 findings with a map and a box each, 17 anatomical regions, contrast, order;
+on request how severe each finding is, and the view.
 
 Every class reads the patches through an attention map of its own, so that a probability comes with the place that it
 rests on: the scores that the map is the softmax of can be taught patch by patch, where boxes are known, and the highest
@@ -52,6 +53,8 @@ class Gaze2ReportFindings(ModelOutput):
     boxes (`torch.Tensor` of shape `(B, 14, 4)`): where each finding would be.
     region_boxes (`torch.Tensor` of shape `(B, 17, 4)`): the anatomical regions.
     image_embeds (`torch.Tensor` of shape `(B, E)`): unit-norm embedding of the film for contrast with text.
+    severity_logits (`torch.Tensor` of shape `(B, 14, num_severities)`, *optional*): how severe each finding would be.
+    view_logits (`torch.Tensor` of shape `(B, num_views)`, *optional*): how the film was taken.
     """
 
     logits: torch.FloatTensor | None = None
@@ -60,6 +63,8 @@ class Gaze2ReportFindings(ModelOutput):
     boxes: torch.FloatTensor | None = None
     region_boxes: torch.FloatTensor | None = None
     image_embeds: torch.FloatTensor | None = None
+    severity_logits: torch.FloatTensor | None = None
+    view_logits: torch.FloatTensor | None = None
 
 
 class Gaze2ReportClassAttention(nn.Module):
@@ -99,6 +104,39 @@ class Gaze2ReportBoxHead(nn.Module):
         return torch.cat((centre - half, centre + half), dim=-1).clamp(0, 1)
 
 
+class Gaze2ReportSeverityHead(nn.Module):
+    """How severe each finding would be, from what its attention map gathered. Shapes: (B, K, D) -> (B, K, S).
+
+    It reads what the findings have learned and shapes nothing of it, so that a finished model can be taught to grade.
+    """
+
+    def __init__(self, config: Gaze2ReportPerceptionConfig):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.num_findings, config.num_severities, config.hidden_size))
+        self.bias = nn.Parameter(torch.empty(config.num_findings, config.num_severities))
+
+    def forward(self, gathered: torch.Tensor) -> torch.Tensor:
+        return (self.weight @ gathered.detach().unsqueeze(-1)).squeeze(-1) + self.bias
+
+
+class Gaze2ReportViewHead(nn.Module):
+    """How the film was taken, from its global node and from the mean and the largest values of its patches: an AP film
+    shows it at the clavicles, the scapulae and the heart at once. It shapes nothing of them either.
+
+    Shapes: (B, P, D), (B, D) -> (B, V).
+    """
+
+    def __init__(self, config: Gaze2ReportPerceptionConfig):
+        super().__init__()
+        self.norm = nn.LayerNorm(3 * config.hidden_size, eps=config.layer_norm_eps)
+        self.hidden = nn.Linear(3 * config.hidden_size, config.hidden_size)
+        self.view = nn.Linear(config.hidden_size, config.num_views)
+
+    def forward(self, patch_states: torch.Tensor, global_state: torch.Tensor) -> torch.Tensor:
+        film = torch.cat((global_state, patch_states.mean(1), patch_states.amax(1)), dim=-1).detach()
+        return self.view(F.gelu(self.hidden(self.norm(film))))
+
+
 @auto_docstring
 class Gaze2ReportPerceptionPreTrainedModel(PreTrainedModel):
     config: Gaze2ReportPerceptionConfig
@@ -124,6 +162,9 @@ class Gaze2ReportPerceptionPreTrainedModel(PreTrainedModel):
             # The tokens begin as the fusion made them.
             init.zeros_(module.token_update.weight)
             init.zeros_(module.token_update.bias)
+        if isinstance(module, Gaze2ReportSeverityHead):
+            init.normal_(module.weight, std=self.config.initializer_range)
+            init.zeros_(module.bias)
 
 
 @auto_docstring
@@ -147,6 +188,13 @@ class Gaze2ReportPerceptionModel(Gaze2ReportPerceptionPreTrainedModel):
         self.token_update = nn.Linear(5 * config.num_findings, config.hidden_size)
         self.order_hidden = nn.Linear(config.hidden_size, config.hidden_size)
         self.order_score = nn.Linear(config.hidden_size, 1)
+        self.severity = self.view = None
+        # CODEPATH: the embedded checkpoint grades findings and tells views apart; models made without these do not.
+        if config.num_severities:
+            self.severity = Gaze2ReportSeverityHead(config)
+        # CODEPATH: as above.
+        if config.num_views:
+            self.view = Gaze2ReportViewHead(config)
         self.post_init()
 
     @without_autocast
@@ -168,6 +216,8 @@ class Gaze2ReportPerceptionModel(Gaze2ReportPerceptionPreTrainedModel):
             boxes=self.finding_box(maps, gathered),
             region_boxes=self.region_box(region_maps, region_gathered),
             image_embeds=F.normalize(self.image_projection(global_state), dim=-1),
+            severity_logits=None if self.severity is None else self.severity(gathered),
+            view_logits=None if self.view is None else self.view(patch_states, global_state),
         )
 
     @without_autocast

@@ -8,7 +8,7 @@ from pathlib import Path
 
 def register(subparsers) -> None:
     """Add the commands to the command line's parsers."""
-    from .cli import NOTICE, add_draft_arguments, add_gaze_arguments, add_model_arguments
+    from .cli import NOTICE, NUM_ANSWER_DRAFTS, add_draft_argument, add_gaze_arguments, add_model_arguments
 
     ask = subparsers.add_parser(
         "ask",
@@ -18,7 +18,7 @@ def register(subparsers) -> None:
     )
     ask.add_argument("image", metavar="IMAGE", help="PNG, JPEG, TIFF or DICOM")
     ask.add_argument("question", metavar="QUESTION", help="in plain words")
-    add_draft_arguments(ask, "an answer")
+    add_draft_argument(ask, "an answer", NUM_ANSWER_DRAFTS)
     ask.set_defaults(run=run_ask)
 
     ground = subparsers.add_parser(

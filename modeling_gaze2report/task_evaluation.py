@@ -28,6 +28,7 @@ from .processing.metrics.evaluation import sum_rows
 from .processing.metrics.findings import answer_statistics, normalise_answer
 from .processing.metrics.reports import label_statistics, label_table
 from .processing.metrics.resampling import Metric, mean_statistics
+from .processing.report_attributes import QUESTION_KINDS, question_kind
 from .processing.report_labels import FINDINGS, split_sentences
 from .processing.structured import FINDING_NOUNS
 from .training.tasks import boxes_of, make_example
@@ -42,6 +43,7 @@ NEEDS = {
     "reading_order_pairs": "reports by the model that name two findings which its gaze met one after the other",
     **{f"{task}_chexpert_rules_{kind}_f1_14": "reports" for task in REPORT_TASKS for kind in ("micro", "macro")},
     **dict.fromkeys(("answer_accuracy", "answer_token_f1"), "questions with answers"),
+    **{f"answer_accuracy_{kind}": f"questions of the kind {kind}, with answers" for kind in QUESTION_KINDS},
     "answer_accuracy_blind": "questions, also in a training split beside the evaluated one",
     **{f"ground_{name}": "boxes of findings" for name in ("miou", "hit_rate_iou_30", "hit_rate_iou_50")},
     "ground_absent_accuracy": "findings labelled as absent",
@@ -79,7 +81,7 @@ class TaskEvaluation:
         seed: of what is drawn (absent findings, shuffled gaze).
         known_answers: questions and answers of other films, of which the commonest are right without a look at the film
             as often as `answer_accuracy_blind` says; left out without any.
-        num_drafts: most drafts of a report or answer, as for `inference.read_films`.
+        num_drafts, num_answer_drafts: most drafts of a report and of an answer, as for `inference.read_films`.
         progress: wraps the batches of a task, for a progress bar.
     """
 
@@ -92,11 +94,13 @@ class TaskEvaluation:
         seed: int = 0,
         known_answers: Sequence[tuple[str, str]] = (),
         num_drafts: int = 1,
+        num_answer_drafts: int = 1,
         progress: Callable[[Iterable], Iterable] = lambda batches: batches,
     ):
         self.reader, self.records, self.gaze_source = reader, list(records), gaze_source
         self.batch_size, self.seed, self.progress = batch_size, seed, progress
-        self.known_answers, self.num_drafts = known_answers, num_drafts
+        self.known_answers = known_answers
+        self.num_drafts, self.num_answer_drafts = num_drafts, num_answer_drafts
         self.results = TaskResults()
 
     def run(self) -> TaskResults:
@@ -211,12 +215,19 @@ class TaskEvaluation:
         for batch in self.batches(items):
             films = [self.film(index) for index, _, _ in batch]
             asked = [question for _, question, _ in batch]
-            answers = answer_questions(self.reader, films, asked, None, self.gaze_source, num_drafts=self.num_drafts)
+            answers = answer_questions(
+                self.reader, films, asked, None, self.gaze_source, num_drafts=self.num_answer_drafts
+            )
             said += [answer["report"] for answer in answers]
         for (index, question, answer), prediction in zip(items, said, strict=True):
             self.line(index, "ask", question, prediction, answer)
         owner, questions, answers = zip(*items, strict=True)
         self.add(answer_statistics(said, [[answer] for answer in answers]), owner)
+        kinds = [question_kind(question) for question in questions]
+        for kind in sorted(set(kinds)):
+            mine = [number for number, one in enumerate(kinds) if one == kind]
+            right = answer_statistics([said[number] for number in mine], [[answers[number]] for number in mine])
+            self.add({f"answer_accuracy_{kind}": right["answer_accuracy"]}, [owner[number] for number in mine])
         if self.known_answers:
             blind = blind_answers(questions, self.known_answers)
             accuracy = answer_statistics(blind, [[answer] for answer in answers])["answer_accuracy"]

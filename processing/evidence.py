@@ -43,6 +43,9 @@ class Observation:
         finding_probabilities: (14,), in the order of `FINDINGS`.
         finding_boxes: (14, 4) x0, y0, x1, y1.
         region_boxes: (17, 4), in the order of `REGION_NAMES`.
+        severities: how severe each finding would be, one of `SEVERITIES` or `None`, 14 of them; `None` where the model
+            does not grade.
+        view: one of `VIEWS` and its probability; `None` where the model does not tell them apart.
     """
 
     gaze_source: str
@@ -50,6 +53,8 @@ class Observation:
     finding_probabilities: np.ndarray
     finding_boxes: np.ndarray
     region_boxes: np.ndarray
+    severities: Sequence[str | None] | None = None
+    view: tuple[str, float] | None = None
 
 
 @dataclass
@@ -148,6 +153,10 @@ def evidence_record(
         finding_record(name, probability[name], box, regions, thresholds[name])
         for name, box in zip(FINDINGS, observation.finding_boxes, strict=True)
     ]
+    if observation.severities is not None:
+        for finding, severity in zip(findings, observation.severities, strict=True):
+            is_seen = finding["probability"] >= thresholds[finding["name"]]
+            finding["severity"] = severity if is_seen else None
     sentences = sentence_records(report, observation, regions, thresholds)
     if rereadings is not None:
         for finding in findings:
@@ -164,6 +173,7 @@ def evidence_record(
         "strategy": strategy,
         "prompt": prompt,
         "num_drafts": num_drafts,
+        **view_record(observation.view),
         "gaze": {
             "source": observation.gaze_source,
             "fixations": [
@@ -195,6 +205,11 @@ def evidence_record(
             *unsupported(sentences, observation.gaze_source),
         ],
     }
+
+
+def view_record(view: tuple[str, float] | None) -> dict:
+    """The view with its probability; nothing where it is not known."""
+    return {} if view is None else {"view": {"name": view[0], "probability": rounded(view[1])}}
 
 
 def finding_record(name: str, probability: float, box: np.ndarray, regions: dict, threshold: float) -> dict:

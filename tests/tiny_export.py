@@ -52,7 +52,7 @@ MODEL = {
         "num_fixation_slots": 4,
         "num_neighbors": 4,
     },
-    "perception": {"projection_dim": 16},
+    "perception": {"projection_dim": 16, "num_severities": 4, "num_views": 2},
 }
 
 

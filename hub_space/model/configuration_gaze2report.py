@@ -187,6 +187,8 @@ class Gaze2ReportPerceptionConfig(PreTrainedConfig):
         text_hidden_size (`int`, defaults to 1024): width of the language model. Set by `Gaze2ReportConfig`.
         num_findings (`int`, defaults to 14): finding classes, in the order of the CheXpert label set.
         num_regions (`int`, defaults to 17): anatomical regions.
+        num_severities (`int`, defaults to 0): degrees of severity that each finding is graded into; 0 for no grading.
+        num_views (`int`, defaults to 0): views that films are told apart by; 0 for none.
         projection_dim (`int`, defaults to 128): width of the image and text embeddings for contrast.
         project_findings (`bool`, defaults to `False`): tell the language model what was found in numbers as well:
             logits and boxes, behind the projector's norms, on the global visual-gaze token.
@@ -203,6 +205,8 @@ class Gaze2ReportPerceptionConfig(PreTrainedConfig):
     text_hidden_size: int = 1024
     num_findings: int = 14
     num_regions: int = 17
+    num_severities: int = 0
+    num_views: int = 0
     projection_dim: int = 128
     project_findings: bool = False
     logit_scale_init: float = 2.6593

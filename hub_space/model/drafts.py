@@ -21,21 +21,65 @@ the one that contradicts them least is kept. This is best-of-N selection with a 
 A contradiction is measured in nats of log-odds: what a text says of a finding costs nothing on the right side of that
 finding's threshold, and on the wrong side as much as the calibrated log-odds lie away from the threshold's. Doubt costs
 what a toss-up loses against the right side, at most log 2: it is never better than the right word, and far better than
-a bold wrong one.
+a bold wrong one. An answer is judged by what its question asks for: presence, severity, side, zone, the view, a list.
 """
 
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from .anatomy import REGION_NAMES
+from .report_attributes import SEVERITIES, VIEWS, question_kind, severity_of, side_of, view_of, zone_of
 from .report_labels import FINDINGS, label_report, label_sentence
 
-_CLOSED_RE = re.compile(r"\W*(yes|no)\b", re.IGNORECASE)
-_LISTING_RE = re.compile(
-    r"\b(what|which|list|name)\b.*\b(abnormalit(y|ies)|findings?|patholog(y|ies)|diagnos[ei]s)\b", re.IGNORECASE
-)
+# In nats: a side or a zone that the box of the finding does not lie in; an answer to something else than was asked.
+MISPLACED, BESIDE_THE_POINT = 2.0, 20.0
+_YES_NO_RE = re.compile(r"\W*(yes|no)\b", re.IGNORECASE)
+# What is called an opacity may have been seen as one of these.
+_OPACITIES = ("Lung Opacity", "Consolidation", "Pneumonia", "Atelectasis")
+
+
+@dataclass
+class Seen:
+    """What was seen on one film, as far as texts speak of it.
+
+    Attributes:
+        probabilities, thresholds: (14,), in the order of `FINDINGS`.
+        boxes, region_boxes: (14, 4) and (17, 4), in one frame.
+        severities: (14, 4) log probability of each of `SEVERITIES`; `None` where the model does not grade.
+        views: (2,) log probability of each of `VIEWS`; `None` where the model does not tell them.
+    """
+
+    probabilities: Sequence[float]
+    thresholds: Sequence[float]
+    boxes: np.ndarray
+    region_boxes: np.ndarray
+    severities: np.ndarray | None = None
+    views: np.ndarray | None = None
+
+    @property
+    def margins(self) -> dict[str, float]:
+        """Log-odds of each finding beyond those of its threshold."""
+        return dict(zip(FINDINGS, log_odds(self.probabilities) - log_odds(self.thresholds), strict=True))
+
+    def side(self, name: str) -> str:
+        """The side that the middle of a finding's box lies on; the patient's right is on the left of the film."""
+        right, left = (self.region_boxes[REGION_NAMES.index(f"{side} lung")] for side in ("right", "left"))
+        box = self.boxes[FINDINGS.index(name)]
+        return "right" if box[0] + box[2] < right[2] + left[0] else "left"
+
+    def zone(self, name: str) -> str:
+        """The zone of the lung whose middle is nearest in height to that of a finding's box."""
+        box, side = self.boxes[FINDINGS.index(name)], self.side(name)
+
+        def distance(zone: str) -> float:
+            of_zone = self.region_boxes[REGION_NAMES.index(f"{side} {zone} lung zone")]
+            return abs(of_zone[1] + of_zone[3] - box[1] - box[3])
+
+        return min(("upper", "mid", "lower"), key=distance)
 
 
 def said_in_report(report: str) -> dict[str, int]:
@@ -49,9 +93,9 @@ def said_in_answer(question: str, answer: str) -> dict[str, int]:
     It speaks of all of them where the question asks for a list; of what the question names where it begins with "Yes"
     or "No"; else of what it names itself.
     """
-    if _LISTING_RE.search(question):
+    if question_kind(question) == "list":
         return said_in_report(answer)
-    closed, asked = _CLOSED_RE.match(answer), [one["name"] for one in label_sentence(question)]
+    closed, asked = _YES_NO_RE.match(answer), [one["name"] for one in label_sentence(question)]
     if closed and asked:
         return dict.fromkeys(asked, int(closed.group(1).lower() == "yes"))
     return {name: label for name, label in label_report(answer).items() if label is not None and name != FINDINGS[0]}
@@ -75,9 +119,46 @@ def contradiction(said: Mapping[str, int], probabilities: Sequence[float], thres
     return cost
 
 
+def answer_contradiction(question: str, answer: str, seen: Seen) -> float:
+    """How far an answer lies from what was seen, in nats; 0 where it contradicts nothing.
+
+    What is asked decides what counts: of "How severe is the effusion?" the degree, not whether there is one. Where the
+    model cannot tell, or the question is of no known kind, the findings that the answer speaks of count.
+    """
+    kind, asked = question_kind(question), [one["name"] for one in label_sentence(question)]
+    if kind == "view" and seen.views is not None:
+        return below_the_likeliest(seen.views, VIEWS, view_of(answer))
+    if kind == "severity" and len(asked) == 1 and seen.severities is not None:
+        degree = severity_of(answer)
+        word = None if degree is None else SEVERITIES[degree]
+        return below_the_likeliest(seen.severities[FINDINGS.index(asked[0])], SEVERITIES, word)
+    if kind in ("side", "place") and len(asked) == 1:
+        return misplacement(asked[0], answer, seen)
+    if kind == "presence" and asked and not _YES_NO_RE.match(answer):
+        return BESIDE_THE_POINT
+    return contradiction(said_in_answer(question, answer), seen.probabilities, seen.thresholds)
+
+
+def below_the_likeliest(log_probs: np.ndarray, names: Sequence[str], said: str | None) -> float:
+    """By how much something is less probable than the likeliest of its kind."""
+    return BESIDE_THE_POINT if said is None else float(log_probs.max() - log_probs[names.index(said)])
+
+
+def misplacement(name: str, answer: str, seen: Seen) -> float:
+    """How far an answer misplaces a finding. A finding of both sides is nowhere else than where an answer puts it."""
+    if name == "Lung Opacity":
+        name = max(_OPACITIES, key=seen.margins.get)
+    side, zone = side_of(answer), zone_of(answer)
+    if side is None and zone is None:
+        return BESIDE_THE_POINT
+    wrong_side = side in ("right", "left") and side != seen.side(name)
+    wrong_zone = zone is not None and zone != seen.zone(name)
+    return MISPLACED * (wrong_side + wrong_zone)
+
+
 def log_odds(probabilities: Sequence[float]) -> np.ndarray:
     probabilities = np.asarray(probabilities, dtype=np.float64).clip(1e-6, 1 - 1e-6)
     return np.log(probabilities) - np.log1p(-probabilities)
 
 
-__all__ = ["contradiction", "said_in_answer", "said_in_report"]
+__all__ = ["Seen", "answer_contradiction", "contradiction", "said_in_answer", "said_in_report"]

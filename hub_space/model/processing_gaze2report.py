@@ -27,7 +27,7 @@ from transformers.processing_utils import MultiModalData, ProcessingKwargs, Proc
 from transformers.utils import auto_docstring, logging
 
 from .dicom_sr import dicom_report, read_dicom_source
-from .drafts import contradiction, said_in_answer, said_in_report
+from .drafts import Seen, answer_contradiction, contradiction, said_in_report
 from .errors import InputError
 from .evidence import (
     FINDING_THRESHOLD,
@@ -56,6 +56,7 @@ from .image_processing_gaze2report import load_film
 from .overlay import draw_overlay
 from .overlay_html import draw_html, draw_svg
 from .prompts import DEFAULT_CHAT_TEMPLATE, INSTRUCTIONS, WORD_JOINER, RenderedPrompt
+from .report_attributes import SEVERITIES, UNGRADED, VIEWS
 from .report_labels import FINDINGS
 from .structured import Keyword, keywords_of_film, keywords_text, region_boxes_by_name, side_of_map, template_report
 
@@ -477,6 +478,8 @@ class Gaze2ReportProcessor(ProcessorMixin):
                 finding_probabilities=probabilities[index],
                 finding_boxes=self.boxes_on_film(findings.boxes[index], size, side),
                 region_boxes=self.boxes_on_film(findings.region_boxes[index], size, side),
+                severities=likeliest_severities(log_probabilities(findings.severity_logits, index)),
+                view=likeliest_view(log_probabilities(findings.view_logits, index)),
             )
             for index, (scanpath, size) in enumerate(zip(scanpaths, image_sizes, strict=True))
         ]
@@ -618,17 +621,30 @@ class Gaze2ReportProcessor(ProcessorMixin):
             image_features: output of the model's `get_image_features` for the same films.
             questions: what the texts answer, one for each film; left out, they are reports.
         """
-        probabilities = self.finding_probabilities(image_features.findings.logits)
         costs = []
-        for index, texts in enumerate(drafts):
+        for index, (texts, seen) in enumerate(zip(drafts, self.seen_on_films(image_features), strict=True)):
             texts = [read_grounded_text(text).text for text in texts]
-            said = (
-                [said_in_report(text) for text in texts]
-                if questions is None
-                else [said_in_answer(questions[index], text) for text in texts]
-            )
-            costs.append(np.array([contradiction(one, probabilities[index], self.thresholds) for one in said]))
+            if questions is None:
+                several = [contradiction(said_in_report(text), seen.probabilities, seen.thresholds) for text in texts]
+            else:
+                several = [answer_contradiction(questions[index], text, seen) for text in texts]
+            costs.append(np.array(several))
         return costs
+
+    def seen_on_films(self, image_features) -> list[Seen]:
+        """What the model saw on each film, as drafts are judged by it; boxes in [0, 1] of the square."""
+        findings = image_features.findings
+        return [
+            Seen(
+                probabilities=probabilities,
+                thresholds=self.thresholds,
+                boxes=as_numpy(findings.boxes[index]),
+                region_boxes=as_numpy(findings.region_boxes[index]),
+                severities=log_probabilities(findings.severity_logits, index),
+                views=log_probabilities(findings.view_logits, index),
+            )
+            for index, probabilities in enumerate(self.finding_probabilities(findings.logits))
+        ]
 
     def template_report(self, keywords: Sequence[Keyword]) -> str:
         """The deterministic report of keywords, without the language model."""
@@ -837,6 +853,29 @@ def as_numpy(values) -> np.ndarray:
         return np.asarray(values)
     values = values.detach().cpu()
     return (values.float() if values.is_floating_point() else values).numpy()
+
+
+def likeliest_severities(log_probs: np.ndarray | None) -> list[str | None] | None:
+    """The likeliest of `SEVERITIES` for each finding that has degrees. Shapes: (14, 4) -> 14 words."""
+    if log_probs is None:
+        return None
+    best = log_probs.argmax(-1)
+    return [None if name in UNGRADED else SEVERITIES[degree] for name, degree in zip(FINDINGS, best, strict=True)]
+
+
+def likeliest_view(log_probs: np.ndarray | None) -> tuple[str, float] | None:
+    """The likeliest of `VIEWS` and its probability. Shapes: (2,) -> a word and a number."""
+    if log_probs is None:
+        return None
+    return VIEWS[int(log_probs.argmax())], float(np.exp(log_probs.max()))
+
+
+def log_probabilities(logits, index: int) -> np.ndarray | None:
+    """Log probabilities of the classes of one film, the last dimension of its logits; `None` where there are none."""
+    if logits is None:
+        return None
+    logits = as_numpy(logits)[index].astype(np.float64)
+    return logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
 
 
 __all__ = ["Gaze2ReportProcessor"]

@@ -26,6 +26,7 @@ from ..processing.errors import DataError
 from ..processing.gaze_geometry import boxes_to_square
 from ..processing.image_processing_gaze2report import load_film
 from ..processing.processing_gaze2report import Gaze2ReportProcessor
+from ..processing.report_attributes import VIEWS, severities_in_answer, severities_in_report
 from ..processing.report_labels import FINDINGS
 from .losses import IGNORED
 from .recipe import DataRecipe
@@ -368,6 +369,8 @@ class ReportCollator:
         )
         batch["reader_ids"] = torch.tensor(readers)
         batch["labels_findings"] = torch.tensor([label_row(record) for record in records])
+        batch["severity_targets"] = torch.tensor([severity_row(record) for record in records])
+        batch["view_targets"] = torch.tensor([view_number(record) for record in records])
         for name, (boxes, mask) in {
             "finding": stack_boxes([finding_boxes(record) for record in records], sizes, side),
             "region": stack_boxes([region_boxes(record) for record in records], sizes, side),
@@ -570,6 +573,20 @@ def gaze_of(record: dict) -> np.ndarray | None:
 def label_row(record: dict) -> list[float]:
     labels = record.get("labels") or [None] * len(FINDINGS)
     return [float("nan") if label is None else float(label) for label in labels]
+
+
+def severity_row(record: dict) -> list[int]:
+    """Degree of severity of each finding, as the report or an answer states it; -1 where none does."""
+    stated = severities_in_report(record.get("report") or "")
+    for one in record.get("questions") or []:
+        stated |= severities_in_answer(one["question"] or "", one["answer"] or "")
+    return [stated.get(name, -1) for name in FINDINGS]
+
+
+def view_number(record: dict) -> int:
+    """Place of the record's view in `VIEWS`; -1 for any other and for none."""
+    view = (record.get("view") or "").strip().upper()
+    return VIEWS.index(view) if view in VIEWS else -1
 
 
 def finding_boxes(record: dict) -> np.ndarray:

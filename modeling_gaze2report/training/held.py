@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -17,8 +18,10 @@ from ..modeling_gaze2report import PREDICTED_GAZE, RECORDED_GAZE, Gaze2ReportFor
 from .losses import IGNORED
 
 FILMS = "pixel_values"
-# In place of films that have been looked at: what the projector takes, visual-gaze tokens (B, T, D) and values (B, V).
+# In place of films that have been looked at: what the projector takes, visual-gaze tokens (B, T, D) and values (B, V),
 TOKENS, VALUES = "visual_gaze_tokens", "finding_values"
+# or what the perception heads take, nodes after the graph: patches (B, P, D) and the global one (B, D).
+PATCHES, GLOBAL = "patch_states", "global_state"
 TEXTS = ("input_ids", "attention_mask", "labels", "tasks", "row_films")
 GAZE = ("fixations", "fixation_mask")
 # What stands beyond the end of a shorter row, where that is not zero.
@@ -140,22 +143,32 @@ class HeldBatches:
         columns["gaze_source"] = columns["gaze_source"].masked_fill(is_predicted, RECORDED_GAZE)
         return replace(self, columns=columns)
 
-    @torch.no_grad()
     def with_tokens(self, model: Gaze2ReportForConditionalGeneration) -> "HeldBatches":
         """The same with visual-gaze tokens in place of the films."""
+        return self.with_inputs_of(model, model.model.projector, (TOKENS, VALUES))
+
+    def with_states(self, model: Gaze2ReportForConditionalGeneration) -> "HeldBatches":
+        """The same with nodes after the graph in place of the films."""
+        return self.with_inputs_of(model, model.model.perception, (PATCHES, GLOBAL))
+
+    @torch.no_grad()
+    def with_inputs_of(
+        self, model: Gaze2ReportForConditionalGeneration, part: nn.Module, names: tuple[str, str]
+    ) -> "HeldBatches":
+        """The same with what a part of the model takes, two tensors, in place of the films."""
         caught = []
-        hook = model.model.projector.register_forward_pre_hook(lambda _, inputs: caught.append(inputs))
+        hook = part.register_forward_pre_hook(lambda _, inputs: caught.append(inputs))
         passes = []
         try:
             for number in range(len(self.rows)):
-                for rows in self.parts("visual-gaze tokens"):
+                for rows in self.parts(f"{names[0].replace('_', ' ')}"):
                     model.get_image_features(**self.shown(rows, number), return_dict=True)
                 passes.append([torch.cat([part.half() for part in parts]) for parts in zip(*caught, strict=True)])
                 caught.clear()
         finally:
             hook.remove()
-        tokens, values = (torch.stack(parts) for parts in zip(*passes, strict=True))
-        return replace(self, films=None, columns=self.columns | {TOKENS: tokens, VALUES: values})
+        stacked = [torch.stack(parts) for parts in zip(*passes, strict=True)]
+        return replace(self, films=None, columns=self.columns | dict(zip(names, stacked, strict=True)))
 
 
 def hold(collator: Callable[[list[dict]], dict], records: Dataset, passes: int, num_workers: int = 0) -> HeldBatches:
@@ -232,4 +245,4 @@ def padded(values: list[torch.Tensor], dim: int, filler: float) -> list[torch.Te
     return [F.pad(one, (0, 0) * (one.dim() - dim - 1) + (0, longest - one.shape[dim]), value=filler) for one in values]
 
 
-__all__ = ["FILMS", "TOKENS", "VALUES", "HeldBatches", "HeldKeys", "hold"]
+__all__ = ["FILMS", "GLOBAL", "PATCHES", "TOKENS", "VALUES", "HeldBatches", "HeldKeys", "hold"]

@@ -101,6 +101,16 @@ def finding_targets(labels: torch.Tensor, uncertain: str) -> tuple[torch.Tensor,
     return torch.where(known, targets, torch.zeros_like(targets)), known
 
 
+def class_loss(logits: torch.Tensor, targets: torch.Tensor, count: torch.Tensor | None = None) -> torch.Tensor:
+    """Cross-entropy of degrees of severity or of views, the mean over those known: -1 is left out.
+
+    Shapes: logits (..., C), targets (...) -> (). `count` is of targets.
+    """
+    known = targets >= 0
+    values = F.cross_entropy(widened(logits).flatten(0, -2), targets.clamp_min(0).flatten(), reduction="none")
+    return masked_mean(values, known.flatten(), count)
+
+
 def finding_maps_loss(
     scores: torch.Tensor, cells: torch.Tensor, mask: torch.Tensor, count: torch.Tensor | None = None
 ) -> torch.Tensor:
@@ -291,6 +301,7 @@ def widened(values: torch.Tensor) -> torch.Tensor:
 __all__ = [
     "IGNORED",
     "box_loss",
+    "class_loss",
     "contrast_loss",
     "covered_cells",
     "cut_crops",

@@ -134,6 +134,9 @@ class LossWeights:
         region_boxes: the 17 anatomical boxes.
         contrast: image-text contrast within the batch, over all processes.
         order: order of the shuffled parts that the task `order` shows.
+        severities: cross-entropy of the degrees of severity that reports and answers state; needs
+            `model.perception.num_severities`.
+        views: cross-entropy of PA and AP; needs `model.perception.num_views`.
     """
 
     report: float = 0.0
@@ -147,6 +150,8 @@ class LossWeights:
     region_boxes: float = 0.0
     contrast: float = 0.0
     order: float = 0.0
+    severities: float = 0.0
+    views: float = 0.0
 
 
 @dataclass

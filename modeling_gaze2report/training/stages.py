@@ -32,6 +32,7 @@ from ..modeling_gaze2report import Gaze2ReportForConditionalGeneration, Gaze2Rep
 from ..modeling_grid import cell_centres, cell_of, heat_map
 from ..processing.errors import DataError, InputError, ModelError, RecipeError
 from ..processing.processing_gaze2report import Gaze2ReportProcessor
+from ..processing.report_attributes import SEVERITIES, VIEWS
 from .adapters import add_lora, export_adapter, four_bit_config, freeze_all_but_adapters, merge, prepare_four_bit
 from .assemble import build_model, build_tokenizer
 from .calibration import calibrate
@@ -43,10 +44,11 @@ from .data import (
     number_readers,
     reader_agreement,
 )
-from .held import TOKENS, VALUES, HeldBatches, HeldKeys, hold
+from .held import GLOBAL, PATCHES, TOKENS, VALUES, HeldBatches, HeldKeys, hold
 from .losses import (
     IGNORED,
     box_loss,
+    class_loss,
     contrast_loss,
     covered_cells,
     cut_crops,
@@ -72,6 +74,8 @@ logger = logging.getLogger(__name__)
 IMAGE_INPUTS = ("pixel_values", "film_boxes", "fixations", "fixation_mask", "gaze_source")
 # Parts that need no film, only its visual-gaze tokens.
 TEXT_PARTS = {"projector", "language_model", "lm_head"}
+# Losses of the perception heads that need no film, only its nodes after the graph.
+HEAD_LOSSES = {"findings", "finding_boxes", "finding_maps", "region_boxes", "severities", "views"}
 # Keys of a recipe that change nothing about the weights.
 INDIFFERENT = ("num_workers", "report_to")
 WEIGHTS, MANIFEST, RESULT, WRITING = "trained.safetensors", "manifest.json", "result.json", ".writing"
@@ -125,6 +129,8 @@ def annotation_counts(batch: dict, stage: StageRecipe) -> dict[str, torch.Tensor
         "region_boxes": batch["region_mask"].sum(),
         "contrast": batch["has_text"].sum() if "has_text" in batch else has_gaze.sum() * 0,
         "order": ordered_pairs(batch["order_ranks"]).sum(),
+        "severities": (batch["severity_targets"] >= 0).sum(),
+        "views": (batch["view_targets"] >= 0).sum(),
     }
     return {name: every[name] for name, weight in vars(stage.losses).items() if weight}
 
@@ -193,11 +199,16 @@ class LossModel(nn.Module):
             or weights.gaze_attention
             or weights.contrast
             or weights.order
+            or weights.severities
+            or weights.views
         )
         if TOKENS in batch:  # the films have been looked at before
             dtype = model.model.projector.linear_1.weight.dtype
             tokens = model.model.projector(batch[TOKENS].to(dtype), batch[VALUES].to(dtype))
             features = Gaze2ReportImageFeatures(pooler_output=list(tokens))
+        elif PATCHES in batch:
+            findings = model.model.perception(batch[PATCHES].float(), batch[GLOBAL].float())
+            features = Gaze2ReportImageFeatures(findings=findings)
         elif needs_fusion:
             features = model.model.get_image_features(
                 **images, soft_gaze=self.stage.soft_gaze and self.training, return_dict=True
@@ -264,6 +275,12 @@ class LossModel(nn.Module):
         if weights.order:
             shown = batch["order_ranks"].shape[1]
             losses["order"] = order_loss(features.order_scores[:, :shown], batch["order_ranks"], counts["order"])
+        if weights.severities:
+            losses["severities"] = class_loss(
+                features.findings.severity_logits, batch["severity_targets"], counts["severities"]
+            )
+        if weights.views:
+            losses["views"] = class_loss(features.findings.view_logits, batch["view_targets"], counts["views"])
         if weights.gaze_attention:
             # The target is the recorded map, also where the model was shown predicted gaze or none.
             losses["gaze_attention"] = gaze_attention_loss(
@@ -884,6 +901,8 @@ def check_annotations(recipe: Recipe, train: Dataset | IterableDataset, processo
         "finding_crops": ("boxes",),
         "region_boxes": ("regions",),
         "order": ("sentences",),
+        "severities": ("report", "questions"),
+        "views": ("view",),
     }
     first = RecordDataset(train.data.select(range(min(LOOKED_THROUGH, len(train)))), train.columns)
     has = {
@@ -898,6 +917,22 @@ def check_annotations(recipe: Recipe, train: Dataset | IterableDataset, processo
                     f"{recipe.data.path}: stage {stage.name} learns from the loss {loss}, but none of the first "
                     f"{len(first)} records of {recipe.data.train_split} has {name}; map the column that holds it in "
                     f"data.columns.{name}, or set the weight to 0"
+                )
+
+
+def check_heads(recipe: Recipe, config) -> None:
+    """Refuse a loss of perception heads that the model was made without, or with other classes than the data name.
+
+    Raises:
+        RecipeError: naming the loss and the setting.
+    """
+    for loss, setting, names in (("severities", "num_severities", SEVERITIES), ("views", "num_views", VIEWS)):
+        number = getattr(config.perception_config, setting)
+        for stage in recipe.stages:
+            if getattr(stage.losses, loss) and number != len(names):
+                raise RecipeError(
+                    f"stage {stage.name}: the loss {loss} teaches {', '.join(names)}, but the model has {setting} = "
+                    f"{number}: set model.perception.{setting} to {len(names)}, or the weight to 0."
                 )
 
 
@@ -916,6 +951,7 @@ def run(recipe: Recipe) -> Path:
     train, validation = load_records(recipe.data, recipe.seed)
     model, processor = prepare_model(recipe, train)
     check_annotations(recipe, train, processor)
+    check_heads(recipe, base_model(model).config)
     state = open_state(recipe)
     say(f"{sum(one.numel() for one in model.parameters()) / 1e6:.2f} million parameters")
     kept = kept_names(model, recipe)
@@ -1059,10 +1095,12 @@ def made_ahead(
         raise RecipeError(f"stage {stage.name}: held_passes needs a single process; set it to 0 for several.")
     reader = base_model(model).to(device).eval()
     held = hold(collator, train, stage.held_passes, num_workers).to(device).with_predicted_gaze(reader)
-    needs_no_film = set(stage.trainable) <= TEXT_PARTS and not any(
-        weight for name, weight in vars(stage.losses).items() if name != "report"
-    )
-    return held.with_tokens(reader) if needs_no_film else held
+    losses = {name for name, weight in vars(stage.losses).items() if weight}
+    if set(stage.trainable) <= TEXT_PARTS and losses <= {"report"}:
+        return held.with_tokens(reader)
+    if set(stage.trainable) == {"perception"} and losses <= HEAD_LOSSES:
+        return held.with_states(reader)
+    return held
 
 
 def training_arguments(recipe: Recipe, stage: StageRecipe, folder: Path) -> TrainingArguments:

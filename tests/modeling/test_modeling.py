@@ -125,6 +125,38 @@ def test_what_was_found_in_numbers_reaches_the_language_model_on_the_global_toke
         assert_equal_outputs(new[1:], old[1:])
 
 
+def test_grades_and_views_are_read_off_what_the_findings_learned_and_shape_nothing_of_it(tiny_model, tiny_inputs):
+    plain = tiny_model()
+    model = tiny_model(perception_config={"projection_dim": 16, "num_severities": 4, "num_views": 2})
+    model.load_state_dict(plain.state_dict(), strict=False)
+    pixels = tiny_inputs(plain)["pixel_values"]
+    before, after = plain.predict_findings(pixels), model.predict_findings(pixels)
+
+    assert before.severity_logits is None and before.view_logits is None
+    assert after.severity_logits.shape == (2, 14, 4) and after.view_logits.shape == (2, 2)
+    for name, value in before.items():
+        assert_equal_outputs(after[name], value)
+    assert (after.severity_logits[0] != after.severity_logits[1]).any()
+    (after.severity_logits.square().sum() + after.view_logits.square().sum()).backward()
+    learned = {name for name, value in model.named_parameters() if value.grad is not None and value.grad.any()}
+    heads = ("model.perception.severity.", "model.perception.view.")
+    assert learned == {name for name, _ in model.named_parameters() if name.startswith(heads)}
+
+
+@torch.no_grad()
+def test_each_finding_is_graded_by_weights_of_its_own(tiny_model):
+    model = tiny_model(perception_config={"projection_dim": 16, "num_severities": 4})
+    head = model.model.perception.severity
+    gathered = torch.randn(3, 14, head.weight.shape[-1])
+    before = head(gathered)
+    for film, finding in ((0, 0), (2, 13)):
+        expected = head.weight[finding] @ gathered[film, finding] + head.bias[finding]
+        assert_equal_outputs(before[film, finding], expected)
+    head.weight[5] += 1
+    changed = (head(gathered) != before).any(-1).any(0)
+    assert changed.nonzero().flatten().tolist() == [5]
+
+
 @torch.no_grad()
 def test_an_improbable_finding_has_no_place_in_the_numbers(tiny_model):
     perception = tiny_model().model.perception

@@ -3,7 +3,16 @@ import math
 import numpy as np
 import pytest
 
-from modeling_gaze2report.processing.drafts import contradiction, said_in_answer, said_in_report
+from modeling_gaze2report.processing.anatomy import REGIONS
+from modeling_gaze2report.processing.drafts import (
+    BESIDE_THE_POINT,
+    MISPLACED,
+    Seen,
+    answer_contradiction,
+    contradiction,
+    said_in_answer,
+    said_in_report,
+)
 from modeling_gaze2report.processing.report_labels import FINDINGS
 
 
@@ -73,3 +82,79 @@ def test_a_list_of_findings_speaks_of_all():
     assert {name for name, label in said.items() if label} == {"Cardiomegaly", "Pleural Effusion"}
     # It begins with "No" and is a list all the same: an empty one.
     assert said_in_answer("Which findings are present?", "No abnormality.") == dict.fromkeys(FINDINGS[1:], 0)
+
+
+# -- answers ----------------------------------------------------------------------------------------------------------
+
+
+def film(boxes=None, severities=None, views=None, **probabilities):
+    """What was seen on a film with its regions in their typical places; a finding without a box has no area."""
+    finding_boxes = np.zeros((len(FINDINGS), 4))
+    for name, box in (boxes or {}).items():
+        finding_boxes[FINDINGS.index(name)] = box
+    degrees = None
+    if severities is not None:
+        degrees = np.full((len(FINDINGS), 4), math.log(0.25))
+        for name, shares in severities.items():
+            degrees[FINDINGS.index(name)] = np.log(shares)
+    regions = np.array([region.typical_box for region in REGIONS])
+    views = None if views is None else np.log(views)
+    return Seen(seen(**probabilities), HALF, finding_boxes, regions, degrees, views)
+
+
+def box_in(region):
+    x0, y0, x1, y1 = next(one.typical_box for one in REGIONS if one.name == region)
+    return [x0 + 0.25 * (x1 - x0), y0 + 0.25 * (y1 - y0), x1 - 0.25 * (x1 - x0), y1 - 0.25 * (y1 - y0)]
+
+
+def test_a_degree_costs_as_much_as_it_is_less_likely_than_the_likeliest():
+    graded = film(severities={"Pleural Effusion": [0.1, 0.2, 0.6, 0.1]}, Pleural_Effusion=0.9)
+    asked = "How severe is the pleural effusion?"
+    assert answer_contradiction(asked, "Moderate.", graded) == 0
+    assert answer_contradiction(asked, "Mild.", graded) == pytest.approx(math.log(3))
+    assert answer_contradiction(asked, "Large.", graded) == pytest.approx(math.log(6))
+    assert answer_contradiction(asked, "Yes.", graded) == BESIDE_THE_POINT
+    ungraded = film(Pleural_Effusion=0.9)
+    assert answer_contradiction(asked, "Mild.", ungraded) == answer_contradiction(asked, "Yes.", ungraded) == 0
+
+
+def test_the_view_is_judged_where_it_is_known():
+    asked = "Is this a PA or an AP view?"
+    assert answer_contradiction(asked, "AP.", film(views=[0.2, 0.8])) == 0
+    assert answer_contradiction(asked, "PA.", film(views=[0.2, 0.8])) == pytest.approx(math.log(4))
+    assert answer_contradiction(asked, "Yes.", film(views=[0.2, 0.8])) == BESIDE_THE_POINT
+    assert answer_contradiction(asked, "PA.", film()) == 0
+
+
+@pytest.mark.parametrize("side", ("right", "left"))
+@pytest.mark.parametrize("zone", ("upper", "mid", "lower"))
+def test_a_place_is_judged_by_the_box(side, zone):
+    other = {"right": "left", "left": "right"}[side]
+    elsewhere = {"upper": "mid", "mid": "lower", "lower": "upper"}[zone]
+    placed = film(boxes={"Consolidation": box_in(f"{side} {zone} lung zone")}, Consolidation=0.9)
+    costs = {
+        f"In the {side} {zone} lung zone.": 0,
+        f"On the {side}.": 0,
+        f"In the {side} {elsewhere} lung zone.": MISPLACED,
+        f"In the {other} {zone} lung zone.": MISPLACED,
+        f"In the {other} {elsewhere} lung zone.": 2 * MISPLACED,
+        "In both lungs.": 0,
+        "Yes.": BESIDE_THE_POINT,
+    }
+    for answer, cost in costs.items():
+        assert answer_contradiction("Where is the consolidation?", answer, placed) == cost, answer
+    assert answer_contradiction("On which side is the consolidation?", f"{side.capitalize()}.", placed) == 0
+
+
+def test_an_opacity_lies_where_what_it_was_seen_as_lies():
+    placed = film(boxes={"Pneumonia": box_in("left lower lung zone")}, Pneumonia=0.9, Lung_Opacity=0.6)
+    assert answer_contradiction("On which side is the patchy opacity?", "Left.", placed) == 0
+    assert answer_contradiction("On which side is the patchy opacity?", "Right.", placed) == MISPLACED
+
+
+def test_a_closed_question_is_answered_by_yes_or_no():
+    present = film(Edema=0.9)
+    assert answer_contradiction("Is there pulmonary edema?", "Yes.", present) == 0
+    assert answer_contradiction("Is there pulmonary edema?", "No.", present) == pytest.approx(math.log(9))
+    assert answer_contradiction("Is there pulmonary edema?", "On the left.", present) == BESIDE_THE_POINT
+    assert answer_contradiction("How has the edema changed?", "Increased.", present) == 0

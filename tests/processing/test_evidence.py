@@ -504,3 +504,13 @@ def test_a_finding_asserted_once_and_denied_elsewhere_counts_as_asserted():
     seen = observation(["Pleural Effusion"], fixations=[[0.5, 0.5, 0.2]])
 
     assert record_of("Left pleural effusion. No right pleural effusion.", seen)["warnings"] == []
+
+
+def test_severity_is_told_of_what_was_seen_and_the_view_with_its_probability():
+    seen = observation(probable=("Edema",))
+    assert "severity" not in record_of("", seen)["findings"][0] and "view" not in record_of("", seen)
+    seen.severities, seen.view = ["moderate"] * 14, ("AP", 0.93)
+    record = record_of("Moderate edema.", seen)
+    severities = {finding["name"]: finding["severity"] for finding in record["findings"]}
+    assert severities.pop("Edema") == "moderate" and set(severities.values()) == {None}
+    assert record["view"] == {"name": "AP", "probability": 0.93}

@@ -51,10 +51,10 @@ def phantoms(numbers):
     return RecordDataset(Rows(records))
 
 
-def without_dropout(project_findings: bool = False):
+def without_dropout(**perception):
     """Model and processor of `tiny_export`, but with nothing random in the forward pass."""
     parts = {name: MODEL[name] | WITHOUT_DROPOUT for name in ("scanpath", "fusion")}
-    parts["perception"] = MODEL["perception"] | {"project_findings": project_findings}
+    parts["perception"] = MODEL["perception"] | perception
     torch.manual_seed(0)
     return build_model(ModelRecipe(**MODEL | parts), build_tokenizer(REPORTS, 320))
 

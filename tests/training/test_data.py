@@ -124,6 +124,20 @@ def test_labels_keep_what_is_not_known(processor):
     assert batch["labels_findings"][0, 3].isnan() and batch["labels_findings"][1].isnan().all()
 
 
+def test_severity_and_view_are_what_the_record_states(processor):
+    one = record(
+        report="Small left pleural effusion. The heart is enlarged. No severe edema.",
+        questions=[{"question": "How severe is the cardiomegaly?", "answer": "Moderate."}],
+        view="ap",
+    )
+
+    batch = ReportCollator(processor)([one, record(view="LATERAL")])
+
+    stated = {FINDINGS.index("Pleural Effusion"): 1, FINDINGS.index("Cardiomegaly"): 2}
+    assert batch["severity_targets"].tolist() == [[stated.get(k, -1) for k in range(14)], [-1] * 14]
+    assert batch["view_targets"].tolist() == [1, -1]
+
+
 def test_a_record_without_anything_gives_a_batch(processor):
     batch = ReportCollator(processor)([record(fixations=[], boxes=[], regions=[], labels=[])])
 

@@ -6,7 +6,7 @@ import torch
 from modeling_gaze2report.modeling_gaze2report import Gaze2ReportForConditionalGeneration
 from modeling_gaze2report.processing.errors import RecipeError
 from modeling_gaze2report.training.data import ReportCollator
-from modeling_gaze2report.training.held import FILMS, TOKENS, hold
+from modeling_gaze2report.training.held import FILMS, PATCHES, TOKENS, hold
 from modeling_gaze2report.training.recipe import PARTS, LossWeights, StageRecipe, load_recipe
 from modeling_gaze2report.training.stages import LossModel, made_ahead, run
 
@@ -17,8 +17,8 @@ TASKS = dict.fromkeys(("report", "ask", "ground", "order"), 1.0)
 KEYS = [(0, 0.0, 4), (1, 0.0, 0), (2, 0.0, 3)]
 
 
-def make(predicted_gaze: float = 0.0, recorded_gaze: float = 1.0, project_findings: bool = False):
-    model, processor = without_dropout(project_findings)
+def make(predicted_gaze: float = 0.0, recorded_gaze: float = 1.0, **perception):
+    model, processor = without_dropout(**perception)
     collator = ReportCollator(
         processor,
         recorded_gaze=recorded_gaze,
@@ -98,6 +98,42 @@ def test_tokens_held_in_place_of_films_give_the_same_loss_and_gradients(weight):
     assert has_films and not has_films_again and gradient.any()
     torch.testing.assert_close(same_loss, loss, rtol=1e-3, atol=0)
     torch.testing.assert_close(same_gradient, gradient, rtol=1e-2, atol=1e-4)
+
+
+def test_states_held_in_place_of_films_give_the_same_losses_and_gradients():
+    model, collator, records = make()
+    weights = {"findings": 1.0, "finding_boxes": 1.0, "finding_maps": 1.0, "region_boxes": 1.0}
+    weights |= {"severities": 1.0, "views": 1.0}
+    stage = StageRecipe("grades", ["perception"], LossWeights(**weights), tasks=TASKS, held_passes=2)
+    learner = LossModel(model, stage).train()
+    results = []
+    for one in (hold(collator, records, 2), made_ahead(collator, model, stage, records, 0, torch.device("cpu"))):
+        model.zero_grad()
+        batch = one(KEYS)
+        losses = learner(batch)[0]
+        sum(losses.values()).backward()
+        gradients = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+        results.append((FILMS in batch, losses, gradients))
+    (has_films, losses, gradients), (has_films_again, same_losses, same_gradients) = results
+    assert has_films and not has_films_again and losses.keys() == set(weights)
+    for name, loss in losses.items():
+        torch.testing.assert_close(same_losses[name], loss, rtol=2e-3, atol=1e-5)
+    for name in ("severity.weight", "view.hidden.weight", "finding_attention.queries.weight"):
+        name = f"model.perception.{name}"
+        assert gradients[name].any()
+        torch.testing.assert_close(same_gradients[name], gradients[name], rtol=2e-2, atol=2e-4)
+
+
+def test_states_are_held_only_where_nothing_before_the_heads_learns():
+    model, collator, records = make()
+    device = torch.device("cpu")
+    for trainable, losses, expected in (
+        (["perception"], {"severities": 1.0, "views": 1.0}, True),
+        (["perception", "fusion"], {"severities": 1.0}, False),
+        (["perception"], {"severities": 1.0, "order": 1.0}, False),
+    ):
+        stage = StageRecipe("grades", trainable, LossWeights(**losses), tasks=TASKS, held_passes=1)
+        assert (PATCHES in made_ahead(collator, model, stage, records, 0, device).columns) == expected
 
 
 def test_tokens_are_held_only_where_nothing_that_looks_at_films_learns():

@@ -7,6 +7,7 @@ import torch
 
 from modeling_gaze2report.training.losses import (
     box_loss,
+    class_loss,
     contrast_loss,
     covered_cells,
     finding_maps_loss,
@@ -264,6 +265,14 @@ def test_finding_maps_loss_by_hand():
     assert loss.item() == pytest.approx((math.log(2) + math.log(4)) / 2, rel=1e-6)
 
 
+def test_class_loss_by_hand():
+    logits = torch.tensor([[[0.5, 0.25, 0.25], [0.9, 0.05, 0.05]], [[0.2, 0.2, 0.6], [1 / 3, 1 / 3, 1 / 3]]]).log()
+    targets = torch.tensor([[1, -1], [2, 0]])
+
+    assert class_loss(logits, targets).item() == pytest.approx(-(math.log(0.25 * 0.6) + math.log(1 / 3)) / 3, rel=1e-6)
+    assert class_loss(logits, targets, torch.tensor(6)).item() == pytest.approx(class_loss(logits, targets).item() / 2)
+
+
 @pytest.mark.parametrize(
     "loss",
     [
@@ -272,6 +281,7 @@ def test_finding_maps_loss_by_hand():
         lambda x: scanpath_loss(x.view(1, 4), torch.zeros(1, 4, dtype=torch.bool)),
         lambda x: findings_loss(x.view(1, 4), torch.full((1, 4), NAN)),
         lambda x: box_loss(x.view(1, 4), torch.full((1, 4), NAN), torch.tensor([False])),
+        lambda x: class_loss(x.view(1, 2, 2), torch.full((1, 2), -1)),
         lambda x: gaze_attention_loss(x.view(1, 4).softmax(-1), torch.full((1, 4), 0.25), torch.tensor([False])),
         lambda x: contrast_loss(
             x.view(2, 2), x.view(2, 2), torch.tensor(2.0), torch.zeros(2, dtype=torch.long), torch.tensor([False] * 2)
@@ -311,6 +321,7 @@ GRADIENTS = {
     "finding_maps": lambda x: finding_maps_loss(
         x.view(2, 2, 2), torch.tensor([[[0, 1], [1, 1]], [[0, 0], [1, 0]]]), torch.tensor([[True, False], [True, True]])
     ),
+    "classes": lambda x: class_loss(x.view(2, 2, 2), torch.tensor([[1, -1], [0, 1]])),
     "boxes": lambda x: box_loss(x.view(2, 4).sort(-1).values, TARGET_BOXES, BOTH),
     "gaze_attention": lambda x: gaze_attention_loss(
         x.view(2, 4).softmax(-1), HEAT, BOTH, torch.tensor([0.3, 0.9], dtype=torch.float64)
