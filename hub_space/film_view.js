@@ -216,7 +216,7 @@ function listFindings(record) {
   sync(findings, record.findings, (one) => {
     const row = make("li"), button = make("button", "finding");
     button.type = "button";
-    button.append(make("span", "name", one.name), make("span", "place", one.region || ""));
+    button.append(make("span", "name", one.name), make("span", "place", [one.severity, one.region].filter(Boolean).join(", ")));
     const bar = make("span", "bar"), fill = make("span", "fill");
     fill.style.width = `${Math.max(0, Math.min(100, 100 * one.probability))}%`;
     bar.append(fill);

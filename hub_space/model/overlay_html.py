@@ -365,7 +365,8 @@ def _sentences(record: dict) -> str:
 def _findings(record: dict) -> Iterable[str]:
     for finding in record["findings"]:
         if finding["box"]:
-            yield _text(f"{finding['name']}: {finding['probability']:.2f}, {finding['region'] or 'no region'}")
+            words = [f"{finding['probability']:.2f}", finding.get("severity"), finding["region"] or "no region"]
+            yield _text(f"{finding['name']}: {', '.join(word for word in words if word)}")
 
 
 def _sweep(record: dict) -> Iterable[str]:

@@ -134,6 +134,13 @@ def test_what_was_missed_and_warned_of_is_said():
     assert "A, airway: trachea" in text and "Look again." in text and "no visual support" in text
 
 
+def test_severity_stands_with_the_finding_where_the_model_grades():
+    record = make_record()
+    assert "Cardiomegaly: 0.90, cardiac silhouette" in " ".join(Page(draw_html(record, FILM)).texts)
+    record["findings"][0]["severity"] = "moderate"
+    assert "Cardiomegaly: 0.90, moderate, cardiac silhouette" in " ".join(Page(draw_html(record, FILM)).texts)
+
+
 def svg_elements(document, name):
     root = ElementTree.fromstring(document.partition("?>\n")[2])
     return root, [element for element in root.iter() if element.tag == f"{{http://www.w3.org/2000/svg}}{name}"]
