@@ -584,9 +584,9 @@ def severity_row(record: dict) -> list[int]:
 
 
 def view_number(record: dict) -> int:
-    """Place of the record's view in `VIEWS`; -1 for any other and for none."""
-    view = (record.get("view") or "").strip().upper()
-    return VIEWS.index(view) if view in VIEWS else -1
+    """Place of the record's view in `VIEWS`, whatever else is said of it ("AP supine"); -1 for any other and none."""
+    view = (record.get("view") or "").upper().split()
+    return VIEWS.index(view[0]) if view and view[0] in VIEWS else -1
 
 
 def finding_boxes(record: dict) -> np.ndarray:

@@ -8,6 +8,8 @@ checkpoint that has seen no real film. Films with other licences are nobody's tr
 
 * Findings: area under the ROC curve of each finding on ChestX-ray14's text-mined labels, intervals over patients;
   chance is 0.5.
+* View: share of the films whose view the model tells, PA or AP, where it tells views apart; chance is the commonest
+  view of the other patients' films.
 * Boxes: overlap of the predicted boxes of the lungs, of heart and mediastinum, and of findings with the drawn ones;
   chance is the mean box of the same structure or finding on the other patients' films, and for regions also the box
   that the anatomy table gives for any film.
@@ -37,6 +39,7 @@ from ..processing.metrics.files import write_json, write_text
 from ..processing.metrics.findings import finding_statistics, finding_table
 from ..processing.metrics.resampling import Bootstrap, compare_all, mean_statistics, score_all
 from ..processing.metrics.results import interval, table
+from ..processing.report_attributes import VIEWS
 from ..processing.report_labels import FINDINGS
 from .ablation import status_of
 
@@ -90,6 +93,7 @@ def predict(reader: Reader, root: Path, rows: Sequence[FilmRow], batch_size: int
                     "finding_boxes": np.asarray(seen.finding_boxes, dtype=float).tolist(),
                     "region_boxes": np.asarray(seen.region_boxes, dtype=float).tolist(),
                     "fixations": np.asarray(seen.fixations, dtype=float).tolist(),
+                    "view": None if seen.view is None else seen.view[0],
                 }
             )
         if start // batch_size % 10 == 0:
@@ -120,6 +124,24 @@ def findings_study(rows: Sequence[FilmRow], answers: Sequence[dict], thresholds:
         several = finding_statistics(probabilities[:, usable], labels[:, usable], np.array(thresholds)[usable])
         macro = score_all(several, bootstrap, patients)
     return {"films": len(kept), "patients": len(set(patients)), "classes": classes, "macro_over": len(usable), **macro}
+
+
+def views_study(rows: Sequence[FilmRow], answers: Sequence[dict]) -> dict:
+    """Whether the view of each film is told, of those that are known to be PA or AP, lying or not."""
+    cases = [
+        (row.patient_id, row.view.split()[0].upper(), answer.get("view"))
+        for row, answer in zip(rows, answers, strict=True)
+        if row.view and row.view.split()[0].upper() in VIEWS and answer.get("view")
+    ]
+    if not cases:
+        return {}
+    patients, true, said = (np.array(column) for column in zip(*cases, strict=True))
+    commonest = np.full(len(true), np.nan)
+    for place, patient in enumerate(patients):
+        others = true[patients != patient]
+        if len(others):
+            commonest[place] = max(VIEWS, key=lambda view, others=others: (others == view).sum()) == true[place]
+    return compared({"model": (said == true).astype(float), "commonest": commonest}, patients.tolist())
 
 
 # -- boxes ------------------------------------------------------------------------------------------------------------
@@ -317,6 +339,7 @@ def run_study(args: argparse.Namespace) -> str:
         "films": len(rows),
         "patients": len({row.patient_id for row in rows}),
         "findings": findings_study(rows, answers, found["thresholds"]),
+        "view": views_study(rows, answers),
         "boxes": boxes_study(rows, answers),
         "gaze": gaze_study(root, rows, answers),
         "bootstrap": Bootstrap().settings(),
@@ -353,6 +376,11 @@ def render(results: dict) -> str:
             f"{findings['films']} films of ChestX-ray14, {findings['patients']} patients; text-mined labels; chance is "
             "0.5.",
             table(["Finding", "Present", "Absent", "AUROC"], rows),
+        ]
+    if results["view"]:
+        parts += [
+            "## View, share of films",
+            comparison_table({"PA or AP": results["view"]}, {"commonest": "Commonest view of others"}),
         ]
     if results["boxes"]:
         parts += [

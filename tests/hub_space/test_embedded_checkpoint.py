@@ -10,9 +10,10 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 import modeling_gaze2report  # noqa: F401 - importing it registers the model with the auto classes
 from modeling_gaze2report.cli import bundled_film
 from modeling_gaze2report.hub_space.export import AUTO_MAP, HUB_FILES, hub_file_paths
-from modeling_gaze2report.inference import embedded_folder, load_reader, read_films
+from modeling_gaze2report.inference import answer_questions, embedded_folder, load_reader, read_films
 from modeling_gaze2report.processing.datasets.phantom import generate_phantom
 from modeling_gaze2report.processing.image_processing_gaze2report import load_film
+from modeling_gaze2report.processing.report_attributes import SEVERITIES, severities_in_report
 from modeling_gaze2report.processing.report_labels import FINDINGS, label_report
 
 FOLDER = embedded_folder()
@@ -87,3 +88,23 @@ def test_its_reports_name_the_right_findings_more_often_than_chance(reader):
         return 2 * (written & other).sum() / (written.sum() + other.sum())
 
     assert f1(0) > max(f1(shift) for shift in range(1, 32))
+
+
+def test_it_grades_findings_and_tells_views_apart_and_answers_accordingly(reader):
+    phantoms = [generate_phantom(seed=100_007, index=index, image_size=256) for index in range(32)]
+    films = [load_film(phantom["image"], name=phantom["image_id"]) for phantom in phantoms]
+    questions = ["Is this a PA or an AP view?"] * len(films)
+    records = answer_questions(reader, films, questions, num_drafts=16)
+
+    views = [record["view"]["name"] for record in records]
+    assert np.mean([view == phantom["view"] for view, phantom in zip(views, phantoms, strict=True)]) >= 0.85
+    assert np.mean([record["report"] == f"{view}." for record, view in zip(records, views, strict=True)]) >= 0.95
+    pairs = [
+        (finding["severity"], SEVERITIES[stated[finding["name"]]])
+        for record, phantom in zip(records, phantoms, strict=True)
+        for finding in record["findings"]
+        if finding["name"] in (stated := severities_in_report(phantom["report"])) and finding["severity"]
+    ]
+    right = np.mean([said == true for said, true in pairs])
+    chance = np.mean([said == true for said, _ in pairs for _, true in pairs])
+    assert len(pairs) > 20 and right > chance + 0.2

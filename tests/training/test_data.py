@@ -128,7 +128,7 @@ def test_severity_and_view_are_what_the_record_states(processor):
     one = record(
         report="Small left pleural effusion. The heart is enlarged. No severe edema.",
         questions=[{"question": "How severe is the cardiomegaly?", "answer": "Moderate."}],
-        view="ap",
+        view="ap supine",
     )
 
     batch = ReportCollator(processor)([one, record(view="LATERAL")])

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from modeling_gaze2report.training.film_study import (
     main,
     mean_boxes,
     overlaps,
+    views_study,
 )
 
 from ..processing.datasets.test_source_films import write_film, write_table
@@ -70,8 +72,8 @@ def films(tmp_path):
         write_film(tmp_path / f"{number}.jpg")
     write_table(
         tmp_path,
-        {"file": "0.jpg", "patient_id": test[0], "findings": "Mass", "boxes_json": mass},
-        {"file": "1.jpg", "patient_id": test[1], "boxes_json": mass},
+        {"file": "0.jpg", "patient_id": test[0], "view": "PA", "findings": "Mass", "boxes_json": mass},
+        {"file": "1.jpg", "patient_id": test[1], "view": "AP", "boxes_json": mass},
         {"file": "2.jpg", "patient_id": train[0]},
         {
             "file": "3.jpg",
@@ -126,6 +128,20 @@ def test_findings_are_scored_by_class_where_there_are_films_enough():
 
 
 # -- boxes ------------------------------------------------------------------------------------------------------------
+
+
+def test_views_are_compared_with_the_commonest_of_other_patients():
+    views = {"a": "PA", "b": "PA", "c": "AP Supine", "d": "AP", "e": "LATERAL", "f": "PA"}
+    rows = [replace(film(name), view=view) for name, view in views.items()]
+    said = ["PA", "AP", "AP", "AP", "PA", None]  # of the last film nothing is told
+
+    found = views_study(rows, [answer() | {"view": view} for view in said])
+
+    assert found["cases"] == 4 and found["scores"]["model"]["value"] == pytest.approx(3 / 4)
+    # Without their own film two of the other three are of the other view.
+    assert found["scores"]["commonest"]["value"] == 0
+    assert views_study(rows, [answer()] * 6) == {}
+    assert views_study(rows[:1], [answer() | {"view": "PA"}]) == {}  # there are no others
 
 
 def test_the_hull_holds_all_boxes():
@@ -257,6 +273,7 @@ def test_a_study_of_a_checkpoint_shows_everything_beside_chance(films, tiny_mode
     assert set(results["gaze"]) == {"NIH boxes of findings", "Lungs"}
     assert set(results["gaze"]["Lungs"]["scores"]) == {"model", "area", "centre", "other_films"}
     assert results["gaze"]["Lungs"]["scores"]["area"]["value"] == pytest.approx(0.5)
+    assert set(results["view"]["scores"]) == {"model", "commonest"}
     for words in ("chance is 0.5", "Mean box of others", "Share of the area", "Not for clinical use"):
         assert words in text
 
