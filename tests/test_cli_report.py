@@ -838,6 +838,7 @@ def test_an_error_of_the_program_is_one_line_and_status_two(tmp_path):
 NO_FILMS = {"SC_rgb.dcm": "PhotometricInterpretation is RGB"}  # a secondary capture
 
 
+@pytest.mark.timeout(3600 if os.environ.get("GAZE2REPORT_ALL_FILMS") else 600)
 @pytest.mark.shared
 def test_real_films_go_through(report, shared_data, tmp_path, capsys):
     # 40 of 1,766; all of them take minutes and are a command: GAZE2REPORT_ALL_FILMS=1 pytest -k real_films
