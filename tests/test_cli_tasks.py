@@ -35,7 +35,7 @@ def test_an_answer_is_printed_and_its_record_says_what_was_asked(model_folder, f
     assert record["task"] == "ask"
     assert record["prompt"] == "Question: Is there <|visual_gaze|> an effusion?"
     assert record["answer"] == record["report"]
-    assert record["num_drafts"] == 8
+    assert record["num_drafts"] == 32
 
 
 def test_on_a_terminal_a_better_draft_follows_what_was_shown(model_folder, film, capsys, monkeypatch):

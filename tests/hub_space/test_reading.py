@@ -63,7 +63,7 @@ def test_the_best_draft_is_kept_with_its_own_confidence_and_is_the_same_at_every
 
 def test_answers_are_judged_by_their_question_and_places_are_not(reader, films, monkeypatch):
     rounds = judged(monkeypatch, reader, lambda number: 0)
-    assert reader.ask(films[0], "Is there an effusion?")["num_drafts"] == reading.NUM_DRAFTS
+    assert reader.ask(films[0], "Is there an effusion?")["num_drafts"] == reading.NUM_ANSWER_DRAFTS
     assert rounds == [(1, ["Is there an effusion?"])]
     reader.ground(films[0], "left lung")
     assert len(rounds) == 1

@@ -27,7 +27,8 @@ LOSSES = dict.fromkeys(UNDRAWN_LOSSES, 1.0)
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return write_phantoms(tmp_path_factory.mktemp("phantoms"), num_train=4, num_validation=2)
+    # Of each of these films the report says how severe something is: every batch has something for every loss.
+    return write_phantoms(tmp_path_factory.mktemp("phantoms"), num_train=4, num_validation=2, seed=50)
 
 
 @pytest.fixture(scope="module")
