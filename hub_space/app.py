@@ -227,7 +227,7 @@ def show_comparison(file, points, gaze_file, strategy, request: gr.Request):
 def show_answer(file, question, request: gr.Request):
     visits.note(request.session_hash, file)
     record = ask(file, question)
-    return record["report"] or "The model has no answer."
+    return " ".join((record["report"] or "The model has no answer.", *record["warnings"]))
 
 
 def show_places(file, phrase, record, request: gr.Request):

@@ -254,9 +254,7 @@ class FilmReader:
 
     def ask(self, film, question: str) -> dict:
         """The evidence record whose `report` is the answer to a question."""
-        _, record, _ = self.say(film, "ask", question=question)
-        record["warnings"] = list(film.warnings)
-        return record
+        return self.say(film, "ask", question=question)[1]
 
     def ground(self, film, phrase: str) -> dict:
         """Where on the film a phrase is: `phrase`, `text` and `boxes` in [0, 1], `findings` that it names with their

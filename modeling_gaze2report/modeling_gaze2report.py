@@ -542,7 +542,8 @@ class Gaze2ReportForConditionalGeneration(Gaze2ReportPreTrainedModel, Generation
         fixation_mask: torch.BoolTensor | None = None,
         film_boxes: torch.FloatTensor | None = None,
     ) -> Gaze2ReportFindings:
-        """Findings and regions: logits (B, 14), maps (B, 14, P), boxes (B, 14, 4), region_boxes (B, 17, 4).
+        """Findings and regions: logits (B, 14), maps (B, 14, P), boxes (B, 14, 4), region_boxes (B, 17, 4); where the
+        model grades findings and tells views apart, severity_logits (B, 14, 4) and view_logits (B, 2) as well.
 
         Args:
             pixel_values: (B, 3, S, S) films from the processor.

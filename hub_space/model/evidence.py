@@ -21,6 +21,8 @@ import numpy as np
 
 from .anatomy import REGION_NAMES, SWEEP
 from .gaze_geometry import region_of_box, regions_of_points
+from .prompts import INSTRUCTIONS
+from .report_attributes import question_kind
 from .report_labels import FINDINGS, UNCERTAIN, label_report, label_sentence, split_sentences
 
 EVIDENCE_SCHEMA = "gaze2report.evidence/1"
@@ -31,6 +33,11 @@ ASSERTED = ("positive", "uncertain")
 # average, and to no more than its strongest few: the average cancels the tokens that every word attends to.
 MIN_ATTENTION_WEIGHT = 1.25
 MAX_ATTENTION_LINKS = 3
+# What speaks of an earlier film.
+_CHANGE_RE = re.compile(
+    r"\b(?:chang(?:e|ed|es|ing)|since|prior|previous(?:ly)?|earlier|compar\w+|increased|decreased|progress\w+)\b",
+    re.IGNORECASE,
+)
 
 
 @dataclass
@@ -202,6 +209,7 @@ def evidence_record(
             *warnings,
             # An answer about one thing need not name all that was seen.
             *(disagreements(sentences, findings, thresholds) if task == "report" else []),
+            *(unfounded(prompt, probability, thresholds) if task == "ask" else []),
             *unsupported(sentences, observation.gaze_source),
         ],
     }
@@ -380,6 +388,21 @@ def disagreements(sentences: list[dict], findings: list[dict], thresholds: dict[
             warnings.append(f"The report asserts {name}, but its probability is only {probability[name]:.2f}.")
         elif not said & set(ASSERTED) and probability[name] >= thresholds[name]:
             warnings.append(f"The report does not assert {name}, but its probability is {probability[name]:.2f}.")
+    return warnings
+
+
+def unfounded(prompt: str, probability: dict[str, float], thresholds: dict[str, float]) -> list[str]:
+    """What a question takes for granted and the film does not show: a finding that was not seen, an earlier film."""
+    question = prompt.removeprefix(INSTRUCTIONS["ask"].partition("{question}")[0])
+    warnings = []
+    if question_kind(question) in ("severity", "side", "place", "other"):
+        warnings += [
+            f"The question takes {name} for granted, but its probability is only {probability[name]:.2f}."
+            for name in (finding["name"] for finding in label_sentence(question))
+            if probability[name] < thresholds[name]
+        ]
+    if _CHANGE_RE.search(question):
+        warnings.append("No earlier film was shown: what the answer says of a change is a guess.")
     return warnings
 
 

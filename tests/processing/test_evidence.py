@@ -514,3 +514,23 @@ def test_severity_is_told_of_what_was_seen_and_the_view_with_its_probability():
     severities = {finding["name"]: finding["severity"] for finding in record["findings"]}
     assert severities.pop("Edema") == "moderate" and set(severities.values()) == {None}
     assert record["view"] == {"name": "AP", "probability": 0.93}
+
+
+@pytest.mark.parametrize(
+    ("question", "warned"),
+    [
+        ("How severe is the pleural effusion?", ["Pleural Effusion"]),
+        ("On which side is the pleural effusion?", ["Pleural Effusion"]),
+        ("Where is the edema?", []),  # it was seen
+        ("Is there a pleural effusion?", []),  # takes nothing for granted
+        ("What abnormalities are seen?", []),
+        ("How has the pleural effusion changed since the prior film?", ["Pleural Effusion", "No earlier film"]),
+        ("Is the edema worse than on the previous film?", ["No earlier film"]),
+    ],
+)
+def test_what_a_question_takes_for_granted_is_said_where_the_film_does_not_show_it(question, warned):
+    seen = observation(probable=("Edema",))
+    warnings = record_of("Left.", seen, task="ask", prompt=f"Question: {question}")["warnings"]
+    assert len(warnings) == len(warned)
+    assert all(words in warning for words, warning in zip(warned, warnings, strict=True))
+    assert not any("granted" in one for one in record_of("Left.", seen, task="report", prompt=question)["warnings"])
