@@ -215,7 +215,7 @@ class FilmReader:
                 mm_encoder_outputs={"image": features},
                 do_sample=True,
                 min_p=DRAFT_MIN_P if question is None else ANSWER_MIN_P,
-                num_return_sequences=(NUM_DRAFTS if question is None else NUM_ANSWER_DRAFTS) - 1,
+                num_return_sequences=self.drafts_allowed(question)["num_drafts"] - 1,
                 num_beams=1,
                 return_dict_in_generate=True,
                 output_logits=True,

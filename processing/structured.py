@@ -34,7 +34,8 @@ CONFIDENCE_WORDS = ((0.6, "definite"), (0.15, "probable"), (0.0, "possible"))
 BILATERAL_SHARE = 0.3
 # The prompt shares the context with film and report: of more keywords, the most probable ones are kept.
 MAX_KEYWORDS = 8
-# Box area over lung area.
+# Box area over lung area. Degrees that a model may have learned are not put here: these words are what it was taught to
+# write reports from.
 SIZE_WORDS = ((0.4, "large"), (0.15, "moderate"), (0.0, "small"))
 # Width of the heart over width of the chest; above 0.5 the heart counts as enlarged.
 HEART_WORDS = ((0.62, "severe"), (0.56, "moderate"), (0.0, "mild"))

@@ -31,9 +31,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .anatomy import REGION_NAMES
-from .report_attributes import SEVERITIES, VIEWS, question_kind, severity_of, side_of, view_of, zone_of
+from .report_attributes import SEVERITIES, UNGRADED, VIEWS, question_kind, severity_of, side_of, view_of, zone_of
 from .report_labels import FINDINGS, label_report, label_sentence
+from .structured import MIDLINE_FINDINGS, middle_of, region_boxes_by_name, side_of_boxes
 
 # In nats: a side or a zone that the box of the finding does not lie in; an answer to something else than was asked.
 MISPLACED, BESIDE_THE_POINT = 2.0, 20.0
@@ -65,21 +65,16 @@ class Seen:
         """Log-odds of each finding beyond those of its threshold."""
         return dict(zip(FINDINGS, log_odds(self.probabilities) - log_odds(self.thresholds), strict=True))
 
-    def side(self, name: str) -> str:
-        """The side that the middle of a finding's box lies on; the patient's right is on the left of the film."""
-        right, left = (self.region_boxes[REGION_NAMES.index(f"{side} lung")] for side in ("right", "left"))
-        box = self.boxes[FINDINGS.index(name)]
-        return "right" if box[0] + box[2] < right[2] + left[0] else "left"
-
-    def zone(self, name: str) -> str:
-        """The zone of the lung whose middle is nearest in height to that of a finding's box."""
-        box, side = self.boxes[FINDINGS.index(name)], self.side(name)
+    def place(self, name: str) -> tuple[str, str]:
+        """The side that the middle of a finding's box lies on, and the zone of that lung nearest to it in height."""
+        box, regions = self.boxes[FINDINGS.index(name)], region_boxes_by_name(self.region_boxes)
+        side = side_of_boxes([box], middle_of(regions))
 
         def distance(zone: str) -> float:
-            of_zone = self.region_boxes[REGION_NAMES.index(f"{side} {zone} lung zone")]
+            of_zone = regions[f"{side} {zone} lung zone"]
             return abs(of_zone[1] + of_zone[3] - box[1] - box[3])
 
-        return min(("upper", "mid", "lower"), key=distance)
+        return side, min(("upper", "mid", "lower"), key=distance)
 
 
 def said_in_report(report: str) -> dict[str, int]:
@@ -128,11 +123,11 @@ def answer_contradiction(question: str, answer: str, seen: Seen) -> float:
     kind, asked = question_kind(question), [one["name"] for one in label_sentence(question)]
     if kind == "view" and seen.views is not None:
         return below_the_likeliest(seen.views, VIEWS, view_of(answer))
-    if kind == "severity" and len(asked) == 1 and seen.severities is not None:
+    if kind == "severity" and len(asked) == 1 and asked[0] not in UNGRADED and seen.severities is not None:
         degree = severity_of(answer)
         word = None if degree is None else SEVERITIES[degree]
         return below_the_likeliest(seen.severities[FINDINGS.index(asked[0])], SEVERITIES, word)
-    if kind in ("side", "place") and len(asked) == 1:
+    if kind in ("side", "place") and len(asked) == 1 and asked[0] not in MIDLINE_FINDINGS:
         return misplacement(asked[0], answer, seen)
     if kind == "presence" and asked and not _YES_NO_RE.match(answer):
         return BESIDE_THE_POINT
@@ -145,15 +140,14 @@ def below_the_likeliest(log_probs: np.ndarray, names: Sequence[str], said: str |
 
 
 def misplacement(name: str, answer: str, seen: Seen) -> float:
-    """How far an answer misplaces a finding. A finding of both sides is nowhere else than where an answer puts it."""
+    """How far an answer misplaces a finding; one that names both sides misplaces it on neither."""
     if name == "Lung Opacity":
         name = max(_OPACITIES, key=seen.margins.get)
     side, zone = side_of(answer), zone_of(answer)
     if side is None and zone is None:
         return BESIDE_THE_POINT
-    wrong_side = side in ("right", "left") and side != seen.side(name)
-    wrong_zone = zone is not None and zone != seen.zone(name)
-    return MISPLACED * (wrong_side + wrong_zone)
+    true_side, true_zone = seen.place(name)
+    return MISPLACED * ((side not in (None, "bilateral", true_side)) + (zone not in (None, true_zone)))
 
 
 def log_odds(probabilities: Sequence[float]) -> np.ndarray:

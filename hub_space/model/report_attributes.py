@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a sentence says of a finding beside its presence: how severe it is and where it lies; and of the film, its view.
+"""What texts say beside the presence of a finding: its severity and its place, the film's view; what questions ask for.
 
 Severity is read into four degrees, as radiologists grade edema, effusions and the heart (after the regular expressions
 of Horng et al. 2021, arXiv 2008.05975, for edema). A degree counts only where it can be meant for nothing else: one
@@ -84,18 +84,16 @@ def severities_in_report(report: str) -> dict[str, int]:
     for sentence in split_sentences(report):
         degree = severity_of(sentence)
         asserted = [one["name"] for one in label_sentence(sentence) if one["status"] == POSITIVE]
-        asserted = [name for name in asserted if name not in UNGRADED] if len(asserted) == 1 else asserted
-        if degree is None or not (len(asserted) == 1 or set(asserted) in _SAME):
-            continue
-        for name in asserted:
-            degrees.setdefault(name, set()).add(degree)
-    return {name: several.pop() for name, several in degrees.items() if len(several) == 1}
+        if degree is not None and (len(asserted) == 1 or set(asserted) in _SAME):
+            for name in asserted:
+                degrees.setdefault(name, set()).add(degree)
+    return {name: several.pop() for name, several in degrees.items() if len(several) == 1 and name not in UNGRADED}
 
 
 def severities_in_answer(question: str, answer: str) -> dict[str, int]:
     """The degree of severity of the finding that a question asks it of, where the answer is one."""
     asked, degree = [one["name"] for one in label_sentence(question)], severity_of(answer)
-    if degree is None or len(asked) != 1 or question_kind(question) != "severity":
+    if degree is None or len(asked) != 1 or asked[0] in UNGRADED or question_kind(question) != "severity":
         return {}
     return {asked[0]: degree}
 

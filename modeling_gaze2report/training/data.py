@@ -26,7 +26,7 @@ from ..processing.errors import DataError
 from ..processing.gaze_geometry import boxes_to_square
 from ..processing.image_processing_gaze2report import load_film
 from ..processing.processing_gaze2report import Gaze2ReportProcessor
-from ..processing.report_attributes import VIEWS, severities_in_answer, severities_in_report
+from ..processing.report_attributes import VIEWS, severities_in_answer, severities_in_report, view_of
 from ..processing.report_labels import FINDINGS
 from .losses import IGNORED
 from .recipe import DataRecipe
@@ -585,8 +585,8 @@ def severity_row(record: dict) -> list[int]:
 
 def view_number(record: dict) -> int:
     """Place of the record's view in `VIEWS`, whatever else is said of it ("AP supine"); -1 for any other and none."""
-    view = (record.get("view") or "").upper().split()
-    return VIEWS.index(view[0]) if view and view[0] in VIEWS else -1
+    view = view_of(record.get("view") or "")
+    return -1 if view is None else VIEWS.index(view)
 
 
 def finding_boxes(record: dict) -> np.ndarray:

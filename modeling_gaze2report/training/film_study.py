@@ -39,7 +39,7 @@ from ..processing.metrics.files import write_json, write_text
 from ..processing.metrics.findings import finding_statistics, finding_table
 from ..processing.metrics.resampling import Bootstrap, compare_all, mean_statistics, score_all
 from ..processing.metrics.results import interval, table
-from ..processing.report_attributes import VIEWS
+from ..processing.report_attributes import VIEWS, view_of
 from ..processing.report_labels import FINDINGS
 from .ablation import status_of
 
@@ -129,9 +129,9 @@ def findings_study(rows: Sequence[FilmRow], answers: Sequence[dict], thresholds:
 def views_study(rows: Sequence[FilmRow], answers: Sequence[dict]) -> dict:
     """Whether the view of each film is told, of those that are known to be PA or AP, lying or not."""
     cases = [
-        (row.patient_id, row.view.split()[0].upper(), answer.get("view"))
+        (row.patient_id, view_of(row.view), answer.get("view"))
         for row, answer in zip(rows, answers, strict=True)
-        if row.view and row.view.split()[0].upper() in VIEWS and answer.get("view")
+        if view_of(row.view) and answer.get("view")
     ]
     if not cases:
         return {}

@@ -161,7 +161,7 @@ class HeldBatches:
         passes = []
         try:
             for number in range(len(self.rows)):
-                for rows in self.parts(f"{names[0].replace('_', ' ')}"):
+                for rows in self.parts(names[0].replace("_", " ")):
                     model.get_image_features(**self.shown(rows, number), return_dict=True)
                 passes.append([torch.cat([part.half() for part in parts]) for parts in zip(*caught, strict=True)])
                 caught.clear()

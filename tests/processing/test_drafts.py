@@ -158,3 +158,10 @@ def test_a_closed_question_is_answered_by_yes_or_no():
     assert answer_contradiction("Is there pulmonary edema?", "No.", present) == pytest.approx(math.log(9))
     assert answer_contradiction("Is there pulmonary edema?", "On the left.", present) == BESIDE_THE_POINT
     assert answer_contradiction("How has the edema changed?", "Increased.", present) == 0
+
+
+def test_what_has_no_degree_or_no_side_is_not_judged_by_one():
+    graded = film(severities={"Fracture": [0.9, 0.05, 0.04, 0.01]}, Fracture=0.9, Edema=0.9)
+    assert answer_contradiction("How severe is the fracture?", "Severe.", graded) == 0
+    assert answer_contradiction("On which side is the edema?", "Left.", graded) == 0
+    assert answer_contradiction("On which side is the edema?", "Right.", graded) == 0
