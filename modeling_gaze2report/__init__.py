@@ -20,6 +20,11 @@ try:
 except PackageNotFoundError:  # run from a source tree that was never installed
     __version__ = "0+unknown"
 
+# An installation has the rooms `processing` and `hub_space` inside this folder; a checkout has them beside it, and
+# Python takes the checkout where it is started in its root.
+if not os.path.isdir(os.path.join(__path__[0], "processing")):
+    __path__.append(os.path.dirname(__path__[0]))
+
 # Where each public name lives; a module is imported when one of its names is asked for.
 _MODULES = {
     "configuration_gaze2report": (

@@ -1,10 +1,13 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import modeling_gaze2report
+
+ROOT = Path(__file__).parents[1]
 
 
 def command_line(*arguments):
@@ -65,3 +68,16 @@ def test_every_public_name_is_there():
     assert set(names) <= set(dir(modeling_gaze2report))
     with pytest.raises(AttributeError, match="no attribute 'Gaze2Report'"):
         modeling_gaze2report.Gaze2Report  # noqa: B018
+
+
+def test_a_checkout_that_is_not_installed_finds_its_rooms():
+    """Python started in the root of a clone imports the clone, whatever stands installed beside it."""
+    code = (
+        "import sys; sys.meta_path[:] = [one for one in sys.meta_path if 'Editable' not in repr(one)]; "
+        "import modeling_gaze2report.hub_space.export as export, modeling_gaze2report.processing.errors as errors; "
+        "print(export.__file__, errors.__file__, sep=chr(10))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=500)
+
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == [str(ROOT / "hub_space" / "export.py"), str(ROOT / "processing" / "errors.py")]
