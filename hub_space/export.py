@@ -21,6 +21,7 @@ HUB_FILES = (
     "modeling_grid.py",
     "modeling_scanpath.py",
     "modeling_fusion.py",
+    "modeling_detail.py",
     "modeling_perception.py",
     "image_processing_gaze2report.py",
     "processing_gaze2report.py",

@@ -189,6 +189,8 @@ class Gaze2ReportPerceptionConfig(PreTrainedConfig):
         num_regions (`int`, defaults to 17): anatomical regions.
         num_severities (`int`, defaults to 0): degrees of severity that each finding is graded into; 0 for no grading.
         num_views (`int`, defaults to 0): views that films are told apart by; 0 for none.
+        detail_hidden_size (`int`, defaults to 0): width of the convolutions that look for thin and small findings in
+            the pixels; 0 for no such look. 48 is the embedded checkpoint's.
         projection_dim (`int`, defaults to 128): width of the image and text embeddings for contrast.
         project_findings (`bool`, defaults to `False`): tell the language model what was found in numbers as well:
             logits and boxes, behind the projector's norms, on the global visual-gaze token.
@@ -207,11 +209,20 @@ class Gaze2ReportPerceptionConfig(PreTrainedConfig):
     num_regions: int = 17
     num_severities: int = 0
     num_views: int = 0
+    detail_hidden_size: int = 0
     projection_dim: int = 128
     project_findings: bool = False
     logit_scale_init: float = 2.6593
     layer_norm_eps: float = 1e-5
     initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        if self.detail_hidden_size and self.detail_hidden_size < 6:
+            raise ValueError(
+                f"perception_config.detail_hidden_size = {self.detail_hidden_size} must be 0 for none, or 6 or more "
+                "(48 is usual)."
+            )
 
     @property
     def num_values(self) -> int:

@@ -251,7 +251,7 @@ class Gaze2ReportModel(Gaze2ReportPreTrainedModel):
             self.expected_heat_map(patches, fixations, fixation_mask, gaze_source, film_boxes) if soft_gaze else None
         )
         fused = self.fusion(patches, fixations, fixation_mask, expected_heat_map=expected)
-        findings = self.perception(fused.patch_states, fused.global_state)
+        findings = self.perception(fused.patch_states, fused.global_state, pixel_values=pixel_values)
         tokens = self.perception.mark_tokens(fused.tokens, findings, self.config.fusion_config.region_grid_size)
         dtype = self.projector.linear_1.weight.dtype
         tokens = self.projector(tokens.to(dtype), self.perception.values(findings).to(dtype))

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """Perception heads on the fused film: 14 findings with a map and a box each, 17 anatomical regions, contrast, order;
-on request how severe each finding is, and the view.
+on request how severe each finding is, and the view; on request from a look at the pixels as well.
 
 Every class reads the patches through an attention map of its own, so that a probability comes with the place that it
 rests on: the scores that the map is the softmax of can be taught patch by patch, where boxes are known, and the highest
@@ -36,6 +36,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import auto_docstring
 
 from .configuration_gaze2report import Gaze2ReportPerceptionConfig
+from .modeling_detail import Gaze2ReportDetail, reset_detail
 from .modeling_grid import Gaze2ReportGridCentres, restore_grid_buffers, without_autocast
 
 
@@ -55,6 +56,8 @@ class Gaze2ReportFindings(ModelOutput):
     image_embeds (`torch.Tensor` of shape `(B, E)`): unit-norm embedding of the film for contrast with text.
     severity_logits (`torch.Tensor` of shape `(B, 14, num_severities)`, *optional*): how severe each finding would be.
     view_logits (`torch.Tensor` of shape `(B, num_views)`, *optional*): how the film was taken.
+    detail_scores (`torch.Tensor` of shape `(B, 14, F, F)`, *optional*): logit of each finding in every fourth pixel, as
+        the pixels alone show it.
     """
 
     logits: torch.FloatTensor | None = None
@@ -65,12 +68,14 @@ class Gaze2ReportFindings(ModelOutput):
     image_embeds: torch.FloatTensor | None = None
     severity_logits: torch.FloatTensor | None = None
     view_logits: torch.FloatTensor | None = None
+    detail_scores: torch.FloatTensor | None = None
 
 
 class Gaze2ReportClassAttention(nn.Module):
     """One attention map over the patches per class, and what it gathers.
 
-    Shapes: states (B, P, D) -> scores (B, K, P), maps (B, K, P), gathered (B, K, D).
+    Shapes: states (B, P, D), and what is added to the scores, if anything (B, K, P) -> scores (B, K, P), maps
+    (B, K, P), gathered (B, K, D).
     """
 
     def __init__(self, config: Gaze2ReportPerceptionConfig, num_classes: int):
@@ -80,9 +85,11 @@ class Gaze2ReportClassAttention(nn.Module):
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(
+        self, states: torch.Tensor, added: torch.Tensor | float = 0.0
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         # Queries start near zero, hence maps near uniform; without the usual division they sharpen soon enough.
-        scores = self.queries.weight @ self.key(states).transpose(1, 2)
+        scores = self.queries.weight @ self.key(states).transpose(1, 2) + added
         maps = scores.softmax(-1)
         return scores, maps, self.norm(maps @ self.value(states))
 
@@ -162,6 +169,8 @@ class Gaze2ReportPerceptionPreTrainedModel(PreTrainedModel):
             # The tokens begin as the fusion made them.
             init.zeros_(module.token_update.weight)
             init.zeros_(module.token_update.bias)
+        if isinstance(module, Gaze2ReportDetail):
+            reset_detail(module)
         if isinstance(module, Gaze2ReportSeverityHead):
             init.normal_(module.weight, std=self.config.initializer_range)
             init.zeros_(module.bias)
@@ -188,26 +197,42 @@ class Gaze2ReportPerceptionModel(Gaze2ReportPerceptionPreTrainedModel):
         self.token_update = nn.Linear(5 * config.num_findings, config.hidden_size)
         self.order_hidden = nn.Linear(config.hidden_size, config.hidden_size)
         self.order_score = nn.Linear(config.hidden_size, 1)
-        self.severity = self.view = None
+        self.severity = self.view = self.detail = None
         # CODEPATH: the embedded checkpoint grades findings and tells views apart; models made without these do not.
         if config.num_severities:
             self.severity = Gaze2ReportSeverityHead(config)
         # CODEPATH: as above.
         if config.num_views:
             self.view = Gaze2ReportViewHead(config)
+        # CODEPATH: the embedded checkpoint looks at the pixels as well; models made without this do not.
+        if config.detail_hidden_size:
+            self.detail = Gaze2ReportDetail(config)
         self.post_init()
 
     @without_autocast
     @auto_docstring(custom_intro="Read findings, regions and the image embedding off the fused film.")
-    def forward(self, patch_states: torch.Tensor, global_state: torch.Tensor) -> Gaze2ReportFindings:
+    def forward(
+        self, patch_states: torch.Tensor, global_state: torch.Tensor, pixel_values: torch.Tensor | None = None
+    ) -> Gaze2ReportFindings:
         r"""
         patch_states (`torch.Tensor` of shape `(B, P, D)`): patch nodes after the graph.
         global_state (`torch.Tensor` of shape `(B, D)`): global node after the graph.
+        pixel_values (`torch.Tensor` of shape `(B, C, S, S)`, *optional*): the films, which
+            `config.detail_hidden_size` asks for.
         """
-        scores, maps, gathered = self.finding_attention(patch_states)
+        if self.detail is not None and pixel_values is None:
+            raise ValueError(
+                f"perception_config.detail_hidden_size = {self.config.detail_hidden_size}: the perception heads look "
+                "at the films as well, pass pixel_values."
+            )
+        detail_scores = None if self.detail is None else self.detail(pixel_values)
+        added = 0.0 if self.detail is None else self.detail.of_patches(detail_scores)
+        scores, maps, gathered = self.finding_attention(patch_states, added)
         scores = scores + self.score_bias.unsqueeze(-1)
         logits = (gathered * self.finding_weight).sum(-1) + self.finding_bias + self.finding_from_global(global_state)
         logits = logits + self.finding_from_scores * scores.amax(-1)
+        if self.detail is not None:
+            logits = logits + self.detail.of_films(detail_scores)
         _, region_maps, region_gathered = self.region_attention(patch_states)
         return Gaze2ReportFindings(
             logits=logits,
@@ -218,6 +243,7 @@ class Gaze2ReportPerceptionModel(Gaze2ReportPerceptionPreTrainedModel):
             image_embeds=F.normalize(self.image_projection(global_state), dim=-1),
             severity_logits=None if self.severity is None else self.severity(gathered),
             view_logits=None if self.view is None else self.view(patch_states, global_state),
+            detail_scores=detail_scores,
         )
 
     @without_autocast

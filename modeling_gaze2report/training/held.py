@@ -148,8 +148,9 @@ class HeldBatches:
         return self.with_inputs_of(model, model.model.projector, (TOKENS, VALUES))
 
     def with_states(self, model: Gaze2ReportForConditionalGeneration) -> "HeldBatches":
-        """The same with nodes after the graph in place of the films."""
-        return self.with_inputs_of(model, model.model.perception, (PATCHES, GLOBAL))
+        """The same with nodes after the graph in place of the films, beside them where the pixels are looked at."""
+        held = self.with_inputs_of(model, model.model.perception, (PATCHES, GLOBAL))
+        return held if model.model.perception.detail is None else replace(held, films=self.films)
 
     @torch.no_grad()
     def with_inputs_of(

@@ -15,6 +15,8 @@ from ..modeling_grid import cell_centres, expected_heat_map
 IGNORED = -100
 # An uncertain label as a target: the mean of the U(0.55, 0.85) of Pham et al. 2021 (arXiv 1911.06475).
 SOFT_POSITIVE = 0.7
+# How much more a small cell counts that shows a finding than one that does not.
+COVERED_WEIGHT = 10.0
 
 
 def masked_mean(values: torch.Tensor, mask: torch.Tensor, count: torch.Tensor | None = None) -> torch.Tensor:
@@ -123,6 +125,26 @@ def finding_maps_loss(
     scores = widened(scores)
     values = F.binary_cross_entropy_with_logits(scores, cells.to(scores.dtype), reduction="none").mean(-1)
     return masked_mean(values, mask, count)
+
+
+def detail_maps_loss(
+    scores: torch.Tensor, cells: torch.Tensor, mask: torch.Tensor, count: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Binary cross-entropy of the findings' scores in small cells, as in [`finding_maps_loss`]; a cell that a box
+    covers weighs ten times, for a plate or a nodule covers few of thousands. Ours.
+
+    Shapes: scores (B, K, F * F), cells (B, K, F * F) in {0, 1}, mask (B, K) -> (). `count` is of findings.
+    """
+    scores = widened(scores)
+    cells = cells.to(scores.dtype)
+    weight = 1 + (COVERED_WEIGHT - 1) * cells
+    values = F.binary_cross_entropy_with_logits(scores, cells, weight=weight, reduction="none").mean(-1)
+    return masked_mean(values, mask, count)
+
+
+def learnt_apart(value: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+    """The same value, of which only one summand learns. Shapes: any, the same."""
+    return (value - part).detach() + part
 
 
 def covered_cells(boxes: torch.Tensor, classes: torch.Tensor, num_classes: int, centres: torch.Tensor) -> torch.Tensor:
@@ -305,12 +327,14 @@ __all__ = [
     "contrast_loss",
     "covered_cells",
     "cut_crops",
+    "detail_maps_loss",
     "draw_patches",
     "finding_crops_loss",
     "finding_maps_loss",
     "finding_targets",
     "findings_loss",
     "gaze_attention_loss",
+    "learnt_apart",
     "masked_mean",
     "order_loss",
     "ordered_pairs",

@@ -136,6 +136,9 @@ class LossWeights:
         order: order of the shuffled parts that the task `order` shows.
         severities: cross-entropy of the degrees of severity that reports and answers state; needs
             `model.perception.num_severities`.
+        detail_maps: places of the findings in the pixels, cell by cell and patch by patch; like the next it teaches
+            nothing but the look at the pixels, and needs `model.perception.detail_hidden_size`.
+        detail_findings: binary cross-entropy of the 14 findings, of which only what the pixels add to them learns.
         views: cross-entropy of PA and AP; needs `model.perception.num_views`.
     """
 
@@ -151,6 +154,8 @@ class LossWeights:
     contrast: float = 0.0
     order: float = 0.0
     severities: float = 0.0
+    detail_maps: float = 0.0
+    detail_findings: float = 0.0
     views: float = 0.0
 
 

@@ -44,7 +44,7 @@ from .data import (
     number_readers,
     reader_agreement,
 )
-from .held import GLOBAL, PATCHES, TOKENS, VALUES, HeldBatches, HeldKeys, hold
+from .held import FILMS, GLOBAL, PATCHES, TOKENS, VALUES, HeldBatches, HeldKeys, hold
 from .losses import (
     IGNORED,
     box_loss,
@@ -52,12 +52,14 @@ from .losses import (
     contrast_loss,
     covered_cells,
     cut_crops,
+    detail_maps_loss,
     draw_patches,
     finding_crops_loss,
     finding_maps_loss,
     finding_targets,
     findings_loss,
     gaze_attention_loss,
+    learnt_apart,
     order_loss,
     ordered_pairs,
     report_loss,
@@ -75,7 +77,10 @@ IMAGE_INPUTS = ("pixel_values", "film_boxes", "fixations", "fixation_mask", "gaz
 # Parts that need no film, only its visual-gaze tokens.
 TEXT_PARTS = {"projector", "language_model", "lm_head"}
 # Losses of the perception heads that need no film, only its nodes after the graph.
-HEAD_LOSSES = {"findings", "finding_boxes", "finding_maps", "region_boxes", "severities", "views"}
+HEAD_LOSSES = {
+    *("findings", "finding_boxes", "finding_maps", "region_boxes", "severities", "views"),
+    *("detail_maps", "detail_findings"),
+}
 # Keys of a recipe that change nothing about the weights.
 INDIFFERENT = ("num_workers", "report_to")
 WEIGHTS, MANIFEST, RESULT, WRITING = "trained.safetensors", "manifest.json", "result.json", ".writing"
@@ -129,6 +134,8 @@ def annotation_counts(batch: dict, stage: StageRecipe) -> dict[str, torch.Tensor
         "region_boxes": batch["region_mask"].sum(),
         "contrast": batch["has_text"].sum() if "has_text" in batch else has_gaze.sum() * 0,
         "order": ordered_pairs(batch["order_ranks"]).sum(),
+        "detail_maps": batch["mapped_findings"].sum(),
+        "detail_findings": finding_targets(batch["labels_findings"], stage.uncertain_findings)[1].sum(),
         "severities": (batch["severity_targets"] >= 0).sum(),
         "views": (batch["view_targets"] >= 0).sum(),
     }
@@ -200,6 +207,8 @@ class LossModel(nn.Module):
             or weights.contrast
             or weights.order
             or weights.severities
+            or weights.detail_maps
+            or weights.detail_findings
             or weights.views
         )
         if TOKENS in batch:  # the films have been looked at before
@@ -207,7 +216,8 @@ class LossModel(nn.Module):
             tokens = model.model.projector(batch[TOKENS].to(dtype), batch[VALUES].to(dtype))
             features = Gaze2ReportImageFeatures(pooler_output=list(tokens))
         elif PATCHES in batch:
-            findings = model.model.perception(batch[PATCHES].float(), batch[GLOBAL].float())
+            nodes = (batch[PATCHES].float(), batch[GLOBAL].float())
+            findings = model.model.perception(*nodes, pixel_values=batch.get(FILMS))
             features = Gaze2ReportImageFeatures(findings=findings)
         elif needs_fusion:
             features = model.model.get_image_features(
@@ -275,6 +285,16 @@ class LossModel(nn.Module):
         if weights.order:
             shown = batch["order_ranks"].shape[1]
             losses["order"] = order_loss(features.order_scores[:, :shown], batch["order_ranks"], counts["order"])
+        if weights.detail_maps:
+            losses["detail_maps"] = self.detail_maps(batch, features.findings, counts["detail_maps"])
+        if weights.detail_findings:
+            added = model.model.perception.detail.of_films(features.findings.detail_scores)
+            losses["detail_findings"] = findings_loss(
+                learnt_apart(features.findings.logits, added),
+                batch["labels_findings"],
+                counts["detail_findings"],
+                self.stage.uncertain_findings,
+            )
         if weights.severities:
             losses["severities"] = class_loss(
                 features.findings.severity_logits, batch["severity_targets"], counts["severities"]
@@ -291,6 +311,17 @@ class LossModel(nn.Module):
                 counts["gaze_attention"],
             )
         return losses, metrics
+
+    def detail_maps(self, batch: dict, findings, count: torch.Tensor) -> torch.Tensor:
+        """Places of the findings in the pixels: cell by cell, and patch by patch with what the patches had before."""
+        scores, known = findings.detail_scores, batch["mapped_findings"]
+        boxes = (batch["box_corners"], batch["box_classes"], scores.shape[1])
+        small = covered_cells(*boxes, cell_centres(scores.shape[-1], scores.device))
+        patches = covered_cells(*boxes, cell_centres(self.core.config.grid_size, scores.device))
+        mixed = learnt_apart(findings.scores, self.core.model.perception.detail.of_patches(scores))
+        return detail_maps_loss(scores.flatten(2), small, known, count) + finding_maps_loss(
+            mixed, patches, known, count
+        )
 
     def finding_crops(self, batch: dict, count: torch.Tensor) -> torch.Tensor:
         """Patches of the batch as the graph would get them without gaze, judged by the findings' own queries."""
@@ -901,6 +932,8 @@ def check_annotations(recipe: Recipe, train: Dataset | IterableDataset, processo
         "finding_crops": ("boxes",),
         "region_boxes": ("regions",),
         "order": ("sentences",),
+        "detail_maps": ("boxes",),
+        "detail_findings": ("labels",),
         "severities": ("report", "questions"),
         "views": ("view",),
     }
@@ -933,6 +966,14 @@ def check_heads(recipe: Recipe, config) -> None:
                 raise RecipeError(
                     f"stage {stage.name}: the loss {loss} teaches {', '.join(names)}, but the model has {setting} = "
                     f"{number}: set model.perception.{setting} to {len(names)}, or the weight to 0."
+                )
+
+    for stage in recipe.stages:
+        for loss in ("detail_maps", "detail_findings"):
+            if getattr(stage.losses, loss) and not config.perception_config.detail_hidden_size:
+                raise RecipeError(
+                    f"stage {stage.name}: the loss {loss} teaches a look at the pixels that the model does not have: "
+                    "set model.perception.detail_hidden_size (48 is usual), or the weight to 0."
                 )
 
 

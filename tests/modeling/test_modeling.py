@@ -143,6 +143,64 @@ def test_grades_and_views_are_read_off_what_the_findings_learned_and_shape_nothi
     assert learned == {name for name, _ in model.named_parameters() if name.startswith(heads)}
 
 
+DETAIL = {"projection_dim": 16, "detail_hidden_size": 6}
+
+
+@torch.no_grad()
+def test_a_look_at_the_pixels_begins_by_changing_nothing(tiny_model, tiny_inputs):
+    plain, model = tiny_model(), tiny_model(perception_config=DETAIL)
+    model.load_state_dict(plain.state_dict(), strict=False)
+    pixels = tiny_inputs(plain)["pixel_values"]
+    before, after = plain.predict_findings(pixels), model.predict_findings(pixels)
+
+    assert before.detail_scores is None
+    cells = -(-pixels.shape[-1] // 4)
+    assert after.detail_scores.shape == (2, 14, cells, cells)
+    for name, value in before.items():
+        assert_equal_outputs(after[name], value)
+
+
+@torch.no_grad()
+def test_what_the_pixels_show_of_a_finding_adds_to_its_patches_and_its_logit_alone(tiny_model, tiny_inputs):
+    model = tiny_model(perception_config=DETAIL)
+    pixels = tiny_inputs(model)["pixel_values"]
+    before = model.predict_findings(pixels)
+    detail = model.model.perception.detail
+    detail.film_scale[3], detail.film_bias[3], detail.patch_scale[5], detail.patch_bias[5] = 2.0, 0.5, 3.0, -1.0
+    after = model.predict_findings(pixels)
+
+    highest = before.detail_scores[:, 3].flatten(1).sort(-1).values[:, -6:].mean(-1)
+    assert_equal_outputs(after.logits[:, 3], before.logits[:, 3] + 2.0 * highest + 0.5)
+    grid, cells = model.config.grid_size, before.detail_scores.shape[-1]
+    assert cells % grid == 0
+    patches = before.detail_scores[:, 5].unflatten(1, (grid, -1)).unflatten(-1, (grid, -1)).amax((2, 4)).flatten(1)
+    assert_equal_outputs(after.scores[:, 5], before.scores[:, 5] + 3.0 * patches - 1.0)
+    others = [finding for finding in range(14) if finding not in (3, 5)]
+    assert_equal_outputs(after.logits[:, others], before.logits[:, others])
+    assert_equal_outputs(after.scores[:, others], before.scores[:, others])
+
+
+@torch.no_grad()
+def test_the_pixels_are_looked_at_where_they_are(tiny_model, tiny_inputs):
+    """A change of one corner of a film changes cells there and none at the other end."""
+    model = tiny_model(perception_config=DETAIL, image_size=256)
+    detail = model.model.perception.detail.eval()
+    pixels = torch.randn(1, 3, 256, 256)
+    before = detail(pixels)
+    pixels[..., 128:160, :8] += 1.0
+    changed = (detail(pixels) != before).any(1)[0]
+    rows, columns = changed.nonzero().unbind(-1)
+    assert changed[32:40, :2].all() and columns.max() < 32 and rows.min() > 0
+
+
+def test_films_are_asked_for_where_the_pixels_are_looked_at(tiny_model):
+    perception = tiny_model(perception_config=DETAIL).model.perception
+    states = torch.zeros(1, perception.config.grid_size**2, perception.config.hidden_size)
+
+    with pytest.raises(ValueError, match=r"detail_hidden_size = 6: .* pass pixel_values"):
+        perception(states, states[:, 0])
+
+
 @torch.no_grad()
 def test_each_finding_is_graded_by_weights_of_its_own(tiny_model):
     model = tiny_model(perception_config={"projection_dim": 16, "num_severities": 4})

@@ -36,8 +36,11 @@ class Rows(list):
     column_names = ()
 
 
-# The losses that do not depend on how records are cut into batches; crops are drawn anew in each.
-UNDRAWN_LOSSES = tuple(name for name in vars(LossWeights()) if name != "finding_crops")
+# The losses that do not depend on how records are cut into batches: crops are drawn anew in each, and the look at the
+# pixels, which the tiny model does without, has batch norms.
+UNDRAWN_LOSSES = tuple(
+    name for name in vars(LossWeights()) if name not in ("finding_crops", "detail_maps", "detail_findings")
+)
 
 
 def phantoms(numbers):

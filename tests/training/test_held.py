@@ -124,6 +124,52 @@ def test_states_held_in_place_of_films_give_the_same_losses_and_gradients():
         torch.testing.assert_close(same_gradients[name], gradients[name], rtol=2e-2, atol=2e-4)
 
 
+def test_a_look_at_the_pixels_learns_alone_and_beside_held_states():
+    model, collator, records = make(detail_hidden_size=6)
+    weights = {"detail_maps": 1.0, "detail_findings": 1.0}
+    stage = StageRecipe("detail", ["perception"], LossWeights(**weights), tasks=TASKS, held_passes=2)
+    learner = LossModel(model, stage).train()
+    detail = model.model.perception.detail
+    with torch.no_grad():
+        detail.film_scale.fill_(0.3)
+        detail.patch_scale.fill_(0.2)
+    results = []
+    for one in (hold(collator, records, 2), made_ahead(collator, model, stage, records, 0, torch.device("cpu"))):
+        model.zero_grad()
+        learner.train()
+        batch = one(KEYS)
+        losses = learner(batch)[0]
+        sum(losses.values()).backward()
+        gradients = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+        results.append((PATCHES in batch, losses, gradients))
+    (has_states, losses, gradients), (has_states_again, same_losses, same_gradients) = results
+    assert not has_states and has_states_again and losses.keys() == set(weights)
+    learnt = {name for name, value in gradients.items() if value.any()}
+    assert learnt == {f"model.perception.detail.{name}" for name, _ in detail.named_parameters()}
+    for name, loss in losses.items():
+        torch.testing.assert_close(same_losses[name], loss, rtol=2e-3, atol=1e-5)
+    for name in learnt:
+        torch.testing.assert_close(same_gradients[name], gradients[name], rtol=5e-2, atol=2e-3)
+
+
+def test_a_look_at_the_pixels_learns_to_see_what_boxes_show():
+    model, collator, records = make(detail_hidden_size=12)
+    weights = {"detail_maps": 1.0, "detail_findings": 1.0}
+    stage = StageRecipe("detail", ["perception"], LossWeights(**weights), tasks=TASKS, held_passes=1)
+    held = made_ahead(collator, model, stage, records, 0, torch.device("cpu"))
+    learner = LossModel(model, stage).train()
+    optimizer = torch.optim.AdamW(model.model.perception.detail.parameters(), 1e-2)
+    batch, steps = held([(0, 0.0, index) for index in range(5)]), []
+    for _ in range(40):
+        losses = learner(batch)[0]
+        steps.append({name: loss.item() for name, loss in losses.items()})
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+    assert steps[-1]["detail_maps"] < 0.6 * steps[0]["detail_maps"], steps[-1]
+    assert steps[-1]["detail_findings"] < 0.6 * steps[0]["detail_findings"], steps[-1]
+
+
 def test_states_are_held_only_where_nothing_before_the_heads_learns():
     model, collator, records = make()
     device = torch.device("cpu")

@@ -10,9 +10,11 @@ from modeling_gaze2report.training.losses import (
     class_loss,
     contrast_loss,
     covered_cells,
+    detail_maps_loss,
     finding_maps_loss,
     findings_loss,
     gaze_attention_loss,
+    learnt_apart,
     masked_mean,
     order_loss,
     report_loss,
@@ -265,6 +267,25 @@ def test_finding_maps_loss_by_hand():
     assert loss.item() == pytest.approx((math.log(2) + math.log(4)) / 2, rel=1e-6)
 
 
+def test_detail_maps_loss_by_hand():
+    # As above, but that the covered cell counts ten times.
+    scores = torch.tensor([[[0.0, math.log(3)], [5.0, 5.0]]])
+    cells = torch.tensor([[[1, 0], [0, 0]]])
+
+    loss = detail_maps_loss(scores, cells, torch.tensor([[True, False]]))
+
+    assert loss.item() == pytest.approx((10 * math.log(2) + math.log(4)) / 2, rel=1e-6)
+
+
+def test_of_what_is_learnt_apart_one_summand_has_a_gradient():
+    fixed, part = torch.tensor([2.0, 3.0], requires_grad=True), torch.tensor([5.0, 7.0], requires_grad=True)
+
+    value = learnt_apart(fixed + part, part)
+    value.square().sum().backward()
+
+    assert value.tolist() == [7.0, 10.0] and fixed.grad is None and part.grad.tolist() == [14.0, 20.0]
+
+
 def test_class_loss_by_hand():
     logits = torch.tensor([[[0.5, 0.25, 0.25], [0.9, 0.05, 0.05]], [[0.2, 0.2, 0.6], [1 / 3, 1 / 3, 1 / 3]]]).log()
     targets = torch.tensor([[1, -1], [2, 0]])
@@ -319,6 +340,9 @@ GRADIENTS = {
     ),
     "findings": lambda x: findings_loss(x.view(2, 4), torch.tensor([[1.0, 0.0, -1.0, NAN]] * 2), uncertain="soft"),
     "finding_maps": lambda x: finding_maps_loss(
+        x.view(2, 2, 2), torch.tensor([[[0, 1], [1, 1]], [[0, 0], [1, 0]]]), torch.tensor([[True, False], [True, True]])
+    ),
+    "detail_maps": lambda x: detail_maps_loss(
         x.view(2, 2, 2), torch.tensor([[[0, 1], [1, 1]], [[0, 0], [1, 0]]]), torch.tensor([[True, False], [True, True]])
     ),
     "classes": lambda x: class_loss(x.view(2, 2, 2), torch.tensor([[1, -1], [0, 1]])),

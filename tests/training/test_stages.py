@@ -129,6 +129,7 @@ def test_an_output_that_would_replace_other_files_is_refused_before_training(dat
     [
         ("model.vision.model_type=retina", "retina"),
         ("model.grid_size=0", "grid_size"),
+        ("stages.0.losses.detail_maps=1", "stage perception: the loss detail_maps .*detail_hidden_size .48 is usual"),
         ("stages.0.losses.severities=1", "stage perception: the loss severities .*num_severities = 0: set .* to 4"),
         ("stages.2.losses.views=1", "stage report: the loss views teaches PA, AP, .*num_views = 0: set .* to 2"),
         ("model.fusion.num_heads=3", r"unknown key model\.fusion\.num_heads; .* model\.fusion\.num_attention_heads"),

@@ -304,7 +304,7 @@ def test_a_loss_that_is_no_number_stops_and_names_the_records(tmp_path):
 
 def test_a_batch_without_any_annotation_changes_no_weight(tmp_path):
     model, processor = without_dropout()
-    losses = LossWeights(**dict.fromkeys(vars(LossWeights()), 1.0))
+    losses = LossWeights(**dict.fromkeys((*UNDRAWN_LOSSES, "finding_crops"), 1.0))
     stage = StageRecipe("step", list(PARTS), losses, batch_size=2, max_steps=1, eval_steps=100, weight_decay=0.0)
     records = phantoms(range(2))
     bare = {"report": None, "fixations": [], "labels": [], "boxes": [], "regions": [], "questions": [], "sentences": []}
