@@ -10,6 +10,7 @@ from modeling_gaze2report.training.held import FILMS, PATCHES, TOKENS, hold
 from modeling_gaze2report.training.recipe import PARTS, LossWeights, StageRecipe, load_recipe
 from modeling_gaze2report.training.stages import LossModel, made_ahead, run
 
+from ..tiny_export import export_tiny_model
 from .one_step import phantoms, without_dropout
 from .toy import STEADY_GAZE, TOY, write_phantoms
 
@@ -203,6 +204,21 @@ def test_a_recipe_trains_on_held_batches_and_gives_the_same_model_twice(tmp_path
     assert all(one.isfinite().all() for one in models[0].parameters())
     for first, second in zip(*(one.parameters() for one in models), strict=True):
         assert torch.equal(first, second)
+
+
+def test_a_finished_checkpoint_is_taught_to_look_at_the_pixels_and_nothing_else(tmp_path, tmp_path_factory):
+    checkpoint = export_tiny_model(tmp_path_factory)
+    settings = ["model.perception.detail_hidden_size=6", "num_workers=0", "device=cpu", "stages.0.max_steps=3"]
+    settings += ["stages.0.eval_steps=3", "stages.0.batch_size=4", f"data.path={write_phantoms(tmp_path / 'phantoms')}"]
+    recipe = load_recipe("embedded-detail", [*settings, f"model.checkpoint={checkpoint}", f"output={tmp_path / 'm'}"])
+
+    before = Gaze2ReportForConditionalGeneration.from_pretrained(checkpoint).state_dict()
+    after = Gaze2ReportForConditionalGeneration.from_pretrained(run(recipe)).state_dict()
+
+    new = {name for name in after if name not in before}
+    assert new == {name for name in after if name.startswith("model.perception.detail.")}
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert after["model.perception.detail.film_scale"].any() and after["model.perception.detail.patch_scale"].any()
 
 
 def test_what_cannot_be_held_is_refused():
