@@ -103,7 +103,6 @@ class Gaze2ReportDetail(nn.Module):
         return self.film_scale * highest + self.film_bias
 
 
-@torch.no_grad()
 def reset_detail(module: Gaze2ReportDetail) -> None:
     """Initial values of what is its own: scores at a chance of 2 %, and nothing added to anything."""
     for convolution in (one for one in module.modules() if isinstance(one, nn.Conv2d)):
