@@ -31,8 +31,10 @@ BOX_MARK = re.compile(r"\s*\[[\s\d,]*(?:\]|$)")
 CHANGED_BY = 0.02
 # Drafts of a text, the first included, where the first one contradicts what was seen; tokens less than this probable
 # next to the likeliest one are left out of them.
-NUM_DRAFTS, DRAFT_MIN_P = 8, 0.1
+NUM_DRAFTS, DRAFT_MIN_P = 24, 0.1
 NUM_ANSWER_DRAFTS, ANSWER_MIN_P = 32, 0.01
+# Drafts that are drawn before the best one is looked at again: more are drawn only while all contradict something.
+DRAFTS_AT_ONCE = 8
 REDRAFTING = "This contradicts what was seen. Writing other drafts ..."
 
 
@@ -131,11 +133,12 @@ class FilmReader:
                 last_look = time.monotonic()
                 live = BOX_MARK.sub("", live_since).strip()
                 yield {"record": record, "live": live, "done": False, "seconds": last_look - started}
-        if self.contradicts(features, result):
+        cost = self.contradiction(features, result)
+        if cost > 0:
             # gradio sends differences between outputs, and loses count where lists in lists get shorter.
             empty = record | {"sentences": []}
             yield {"record": empty, "live": REDRAFTING, "done": False, "seconds": time.monotonic() - started}
-            self.redraft(film, features, prompt, result)
+            self.redraft(film, features, prompt, result, cost)
         record = record_of(result["sequence"], result["log_probs"])
         yield {"record": record, "live": "", "done": True, "seconds": time.monotonic() - started}
 
@@ -197,35 +200,45 @@ class FilmReader:
         (costs,) = self.processor.contradictions([texts], features, None if question is None else [question])
         return costs.tolist()
 
-    def contradicts(self, features, result: dict, question: str | None = None) -> bool:
-        """Whether the text in `result` contradicts what was seen, and the model can tell."""
+    def contradiction(self, features, result: dict, question: str | None = None) -> float:
+        """How far the text in `result` contradicts what was seen; 0 where the model cannot tell."""
         if not self.drafts_allowed():
-            return False
-        return self.costs(self.processor.batch_decode_report([result["sequence"]]), features, question)[0] > 0
+            return 0.0
+        return self.costs(self.processor.batch_decode_report([result["sequence"]]), features, question)[0]
 
     @torch.inference_mode()
-    def redraft(self, film, features, prompt: str, result: dict, question: str | None = None) -> None:
-        """Put the draft that contradicts least of what was seen into `result`; the same at every visit."""
+    def redraft(self, film, features, prompt: str, result: dict, lowest: float, question: str | None = None) -> None:
+        """Put the draft that contradicts least of what was seen into `result`; the same at every visit.
+
+        Args:
+            lowest: how far the text in `result` contradicts it.
+        """
         inputs = self.processor(images=[film], text=prompt, return_tensors="pt").to(self.model.device)
+        most = self.drafts_allowed(question)["num_drafts"]
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            generated = self.model.generate(
-                input_ids=inputs["input_ids"],
-                attention_mask=inputs["attention_mask"],
-                mm_encoder_outputs={"image": features},
-                do_sample=True,
-                min_p=DRAFT_MIN_P if question is None else ANSWER_MIN_P,
-                num_return_sequences=self.drafts_allowed(question)["num_drafts"] - 1,
-                num_beams=1,
-                return_dict_in_generate=True,
-                output_logits=True,
-            )
-        log_probs = self.model.compute_transition_scores(generated.sequences, generated.logits, normalize_logits=True)
-        first = self.processor.batch_decode_report([result["sequence"]])
-        costs = self.costs(first + self.processor.batch_decode_report(generated.sequences), features, question)
-        best = costs.index(min(costs))
-        if best:  # of equals the first: the likeliest text
-            result["sequence"], result["log_probs"] = generated.sequences[best - 1].cpu(), log_probs[best - 1].cpu()
+            for drawn in range(1, most, DRAFTS_AT_ONCE):
+                if lowest == 0:
+                    break
+                generated = self.model.generate(
+                    input_ids=inputs["input_ids"],
+                    attention_mask=inputs["attention_mask"],
+                    mm_encoder_outputs={"image": features},
+                    do_sample=True,
+                    min_p=DRAFT_MIN_P if question is None else ANSWER_MIN_P,
+                    num_return_sequences=min(DRAFTS_AT_ONCE, most - drawn),
+                    num_beams=1,
+                    return_dict_in_generate=True,
+                    output_logits=True,
+                )
+                costs = self.costs(self.processor.batch_decode_report(generated.sequences), features, question)
+                best = costs.index(min(costs))
+                if costs[best] < lowest:  # of equals the first
+                    lowest = costs[best]
+                    scores = self.model.compute_transition_scores(
+                        generated.sequences, generated.logits, normalize_logits=True
+                    )
+                    result["sequence"], result["log_probs"] = generated.sequences[best].cpu(), scores[best].cpu()
 
     def say(self, film, task: str, **words) -> tuple[str, dict, object]:
         """The model's text for a task, the evidence record around it, and what the film gave."""
@@ -235,8 +248,9 @@ class FilmReader:
         for _ in self.write(film, features, prompt, result):
             pass
         question = words.get("question")
-        if question is not None and self.contradicts(features, result, question):
-            self.redraft(film, features, prompt, result, question)
+        cost = 0.0 if question is None else self.contradiction(features, result, question)
+        if cost > 0:
+            self.redraft(film, features, prompt, result, cost, question)
         (record,) = self.processor.post_process_evidence(
             [result["sequence"]],
             features,

@@ -18,7 +18,7 @@ from .processing.errors import Gaze2ReportError, InputError
 
 NOTICE = "Research software. Not for clinical use."
 # Most drafts of a report and of an answer, where the user says nothing of them.
-NUM_DRAFTS, NUM_ANSWER_DRAFTS = 8, 32
+NUM_DRAFTS, NUM_ANSWER_DRAFTS = 24, 32
 # They start at once: transformers and PyTorch take seconds to import.
 COMMANDS_WITHOUT_MODELS = ("gaze", "label", "score")
 

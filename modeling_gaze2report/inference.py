@@ -38,6 +38,8 @@ MAX_ANSWER_TOKENS = 96
 # Drafts are drawn of tokens at least this probable next to the likeliest one; less probable ones garble reports.
 # Answers are a few words, which have to fit their question: there what is improbable may still be what was seen.
 DRAFT_MIN_P, ANSWER_MIN_P = 0.1, 0.01
+# Drafts of a film that are drawn before its best one is looked at again.
+DRAFTS_AT_ONCE = 8
 
 
 def embedded_folder() -> Path:
@@ -196,7 +198,8 @@ def read_films(
             `"structured"`, a report from the findings that were seen first. See `STRATEGIES`.
         writer: of structured reports, `"model"` or `"template"` (sentences from the findings alone; no language model).
         num_drafts: most drafts of a report. The first is the likeliest text; where it contradicts the findings that
-            were seen, the others are drawn, and the one that contradicts them least is kept.
+            were seen, others are drawn, a few at once while all contradict them, and the one that contradicts them
+            least is kept.
 
     Raises:
         InputError: gaze that cannot be used, or `"recorded"` for a film without it; an unknown strategy or writer.
@@ -296,7 +299,7 @@ def generate_reports(
     log_probs = model.compute_transition_scores(generated.sequences, generated.scores, normalize_logits=True)
     first = Texts(generated.sequences, log_probs)
     if num_drafts > 1:
-        first = redraft(reader, first, text, features, num_drafts - 1, questions, options)
+        first = redraft(reader, first, text, features, num_drafts, questions, options)
     return first.sequences, features, first.log_probs
 
 
@@ -337,14 +340,14 @@ class Texts:
 class DraftNoise(LogitsProcessor):
     """Gumbel noise on the scores: the likeliest token becomes one drawn from the distribution (the Gumbel-max trick).
 
-    The noise is another for each draft and place but the same for every film and at every call, so that a film's drafts
-    do not depend on the films beside it, nor on the state of any generator. Tokens below `min_p` times the
+    The noise is another for each seed, draft and place but the same for every film and at every call, so that a film's
+    drafts do not depend on the films beside it, nor on the state of any generator. Tokens below `min_p` times the
     probability of the likeliest one are left out (min-p sampling, Nguyen et al. 2024, arXiv 2407.01082).
     """
 
-    def __init__(self, num_drafts: int, min_p: float = DRAFT_MIN_P):
+    def __init__(self, num_drafts: int, min_p: float = DRAFT_MIN_P, seed: int = 0):
         self.num_drafts, self.min_p = num_drafts, min_p
-        self.generator = torch.Generator().manual_seed(0)
+        self.generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         uniform = torch.rand(self.num_drafts, scores.shape[-1], generator=self.generator).clamp(1e-9, 1 - 1e-7)
@@ -366,46 +369,51 @@ def redraft(
 ) -> Texts:
     """The first texts, or drafts of them that contradict less of what was seen.
 
+    Drafts are drawn a few at once, and more of them only where all of a film so far contradict something.
+
     Args:
         first: the likeliest text of each film.
         prompts: `input_ids` and `attention_mask` (B, L) that they answer.
         features: of the films.
-        num_drafts: drawn where the first text contradicts anything.
+        num_drafts: most drafts of a film, the first text among them.
         questions: what the texts answer, where they are no reports.
         options: of `generate`.
     """
     model, processor = reader.model, reader.processor
-    texts = [[text] for text in processor.batch_decode_report(first.sequences)]
-    costs = processor.contradictions(texts, features, questions)
-    wrong = [index for index, cost in enumerate(costs) if cost[0] > 0]
-    if not wrong:
-        return first
-    tokens = [features.pooler_output[index] for index in wrong for _ in range(num_drafts)]
-    noise = DraftNoise(num_drafts, DRAFT_MIN_P if questions is None else ANSWER_MIN_P)
-    generated = model.generate(
-        **{name: values[wrong].repeat_interleave(num_drafts, 0) for name, values in prompts.items()},
-        mm_encoder_outputs={"image": Gaze2ReportImageFeatures(pooler_output=tokens)},
-        logits_processor=LogitsProcessorList([noise]),
-        return_dict_in_generate=True,
-        output_logits=True,
-        **(options | {"do_sample": False, "num_beams": 1, "streamer": None}),
-    )
-    log_probs = model.compute_transition_scores(generated.sequences, generated.logits, normalize_logits=True)
-    drafts = processor.batch_decode_report(generated.sequences)
-    for number, index in enumerate(wrong):
-        texts[index] += drafts[number * num_drafts : (number + 1) * num_drafts]
-    costs = processor.contradictions(texts, features, questions)
     pad = model.generation_config.pad_token_id
     pad = processor.tokenizer.pad_token_id if pad is None else pad
-    others = Texts(generated.sequences, log_probs)
-    likelihood = others.mean_log_probs(pad).reshape(len(wrong), num_drafts)
-    rows = list(range(len(texts)))
-    for number, index in enumerate(wrong):
-        drawn = costs[index][1:]
-        if drawn.min() < costs[index][0]:
-            best = np.lexsort((-likelihood[number], drawn))[0]  # of equally good drafts the likeliest
-            rows[index] = len(texts) + number * num_drafts + int(best)
-    return first.choose(rows, others, pad)
+    texts, drawn = first, 1
+    decoded = [[text] for text in processor.batch_decode_report(first.sequences)]
+    lowest = np.array([cost[0] for cost in processor.contradictions(decoded, features, questions)])
+    while drawn < num_drafts and (lowest > 0).any():
+        wrong = np.flatnonzero(lowest > 0).tolist()
+        number = min(DRAFTS_AT_ONCE, num_drafts - drawn)
+        tokens = [features.pooler_output[index] for index in wrong for _ in range(number)]
+        noise = DraftNoise(number, DRAFT_MIN_P if questions is None else ANSWER_MIN_P, seed=drawn - 1)
+        generated = model.generate(
+            **{name: values[wrong].repeat_interleave(number, 0) for name, values in prompts.items()},
+            mm_encoder_outputs={"image": Gaze2ReportImageFeatures(pooler_output=tokens)},
+            logits_processor=LogitsProcessorList([noise]),
+            return_dict_in_generate=True,
+            output_logits=True,
+            **(options | {"do_sample": False, "num_beams": 1, "streamer": None}),
+        )
+        log_probs = model.compute_transition_scores(generated.sequences, generated.logits, normalize_logits=True)
+        others = Texts(generated.sequences, log_probs)
+        drafts = iter(processor.batch_decode_report(generated.sequences))
+        decoded = [[] for _ in range(len(lowest))]
+        for index in wrong:
+            decoded[index] = [next(drafts) for _ in range(number)]
+        costs = processor.contradictions(decoded, features, questions)
+        likelihood = others.mean_log_probs(pad).reshape(len(wrong), number)
+        rows = list(range(len(lowest)))
+        for place, index in enumerate(wrong):
+            if costs[index].min() < lowest[index]:
+                best = int(np.lexsort((-likelihood[place], costs[index]))[0])  # of equally good ones the likeliest
+                rows[index], lowest[index] = len(lowest) + place * number + best, costs[index][best]
+        texts = texts.choose(rows, others, pad)
+        drawn += number
+    return texts
 
 
 # -- questions, phrases, boxes, order --------------------------------------------------------------------------------

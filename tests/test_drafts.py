@@ -49,12 +49,33 @@ def texts_of(reader, films, **options):
 
 def test_the_draft_that_contradicts_least_is_kept(reader, tasteful):
     kept = texts_of(reader, [film(0), film(1, 60, 80)], num_drafts=6)
-    first, drafts = tasteful
-    assert [len(texts) for texts in first] == [1, 1] and [len(texts) for texts in drafts] == [6, 6]
+    first, others = tasteful
+    assert [len(texts) for texts in first] == [1, 1] and [len(texts) for texts in others] == [5, 5]
+    drafts = [likeliest + drawn for likeliest, drawn in zip(first, others, strict=True)]
     assert all(len(set(texts)) > 3 for texts in drafts)
     assert kept == [min(texts, key=taste) for texts in drafts]
-    likeliest = texts_of(reader, [film(0), film(1, 60, 80)])
-    assert [texts[0] for texts in first] == [texts[0] for texts in drafts] == likeliest
+    assert [texts[0] for texts in first] == texts_of(reader, [film(0), film(1, 60, 80)])
+
+
+def test_more_drafts_are_drawn_while_all_contradict_something(reader, monkeypatch):
+    monkeypatch.setattr("modeling_gaze2report.inference.DRAFTS_AT_ONCE", 2)
+    # The draft of each film that is the first to contradict nothing; the third film has none.
+    satisfied_at, judged = (3, 0, None), []
+
+    def contradictions(drafts, features, questions=None):
+        judged.append([list(texts) for texts in drafts])
+        costs = []
+        for number, texts in enumerate(drafts):
+            before = sum(len(one[number]) for one in judged[:-1])
+            costs.append(np.array([float(before + place != satisfied_at[number]) for place in range(len(texts))]))
+        return costs
+
+    monkeypatch.setattr(reader.processor, "contradictions", contradictions)
+    films = [film(0), film(1, 60, 80), film(2)]
+    kept = texts_of(reader, films, num_drafts=6)
+    assert [[len(texts) for texts in one] for one in judged] == [[1, 1, 1], [2, 0, 2], [2, 0, 2], [0, 0, 1]]
+    assert kept == [judged[2][0][0], judged[0][1][0], judged[0][2][0]]
+    assert len({text for one in judged for text in one[2]}) > 3  # each round draws others
 
 
 def test_drafts_depend_on_no_other_film_and_on_no_seed(reader, tasteful):
@@ -66,8 +87,8 @@ def test_drafts_depend_on_no_other_film_and_on_no_seed(reader, tasteful):
 
 def test_the_log_probabilities_are_those_of_the_kept_text(reader, tasteful):
     sequences, features, log_probs = generate_reports(reader, [film(0), film(3)], num_drafts=6)
-    kept, drafts = reader.processor.batch_decode_report(sequences), tasteful[1]
-    assert any(text != texts[0] for text, texts in zip(kept, drafts, strict=True))
+    kept, first = reader.processor.batch_decode_report(sequences), tasteful[0]
+    assert any(text != texts[0] for text, texts in zip(kept, first, strict=True))
     num_new = log_probs.shape[1]
     with torch.inference_mode():
         logits = reader.model(input_ids=sequences, mm_encoder_outputs={"image": features}).logits
@@ -97,7 +118,7 @@ def test_only_the_films_that_are_contradicted_are_drawn_for(reader, monkeypatch)
     films = [film(0), film(1), film(2)]
     # Of equally good drafts the first is kept: the likeliest text.
     assert texts_of(reader, films, num_drafts=4) == texts_of(reader, films)
-    assert judged == [[1, 1, 1], [1, 4, 1]]
+    assert judged == [[1, 1, 1], [0, 3, 0]]
 
 
 def test_of_equally_good_drafts_the_likeliest_is_kept(reader, monkeypatch):
@@ -105,12 +126,12 @@ def test_of_equally_good_drafts_the_likeliest_is_kept(reader, monkeypatch):
 
     def contradictions(drafts, features, questions=None):
         judged.append(drafts)
-        return [np.array([1.0] + [0.5] * (len(texts) - 1)) for texts in drafts]
+        return [np.full(len(texts), 1.0 if len(judged) == 1 else 0.5) for texts in drafts]
 
     monkeypatch.setattr(reader.processor, "contradictions", contradictions)
     (kept,) = texts_of(reader, [film(0)], num_drafts=6)
     means = {}
-    for text in judged[1][0][1:]:
+    for text in judged[1][0]:
         monkeypatch.setattr(
             reader.processor,
             "contradictions",

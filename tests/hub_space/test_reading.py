@@ -51,14 +51,30 @@ def test_the_kept_reports_contradict_less_than_the_likeliest_ones(reader, films)
 
 
 def test_the_best_draft_is_kept_with_its_own_confidence_and_is_the_same_at_every_visit(reader, films, monkeypatch):
+    monkeypatch.setattr(reading, "NUM_DRAFTS", 8)
     rounds = judged(monkeypatch, reader, lambda number: 8 - number)
     records = [reader.last(reader.read(films[0])) for _ in range(2)]
-    assert rounds == [(1, None), (8, None)] * 2
+    assert rounds == [(1, None), (7, None)] * 2
     assert records[0]["report"] == records[1]["report"]
     assert all(0 < sentence["confidence"] <= 1 for sentence in records[0]["sentences"])
 
     judged(monkeypatch, reader, lambda number: 0)
     assert reader.last(reader.read(films[0]))["report"] != records[0]["report"]
+
+
+def test_more_drafts_are_drawn_while_all_contradict_something(reader, films, monkeypatch):
+    monkeypatch.setattr(reading, "NUM_DRAFTS", 7)
+    monkeypatch.setattr(reading, "DRAFTS_AT_ONCE", 3)
+    rounds = judged(monkeypatch, reader, lambda number: 1)
+    never = reader.last(reader.read(films[0]))
+    assert rounds == [(1, None), (3, None), (3, None)]
+
+    rounds = judged(monkeypatch, reader, lambda number: 0 if len(rounds) == 2 and number == 2 else 1)
+    satisfied = reader.last(reader.read(films[0]))
+    assert rounds == [(1, None), (3, None)] and satisfied["report"] != never["report"]
+
+    judged(monkeypatch, reader, lambda number: 0)
+    assert reader.last(reader.read(films[0]))["report"] == never["report"]  # of equals the likeliest text
 
 
 def test_answers_are_judged_by_their_question_and_places_are_not(reader, films, monkeypatch):
