@@ -210,19 +210,27 @@ class FilmReader:
     def redraft(self, film, features, prompt: str, result: dict, lowest: float, question: str | None = None) -> None:
         """Put the draft that contradicts least of what was seen into `result`; the same at every visit.
 
+        A plain report of which the first few drafts all contradict something is then written from the findings that
+        were seen, as a structured one is.
+
         Args:
             lowest: how far the text in `result` contradicts it.
         """
         inputs = self.processor(images=[film], text=prompt, return_tensors="pt").to(self.model.device)
         most = self.drafts_allowed(question)["num_drafts"]
+        asked, is_plain = inputs, prompt == self.processor.task_prompt(TASK_OF_STRATEGY["direct"])
         with torch.random.fork_rng():
             torch.manual_seed(0)
             for drawn in range(1, most, DRAFTS_AT_ONCE):
                 if lowest == 0:
                     break
+                if is_plain and drawn > DRAFTS_AT_ONCE:
+                    (findings,) = self.processor.post_process_findings(features, [(film.height, film.width)])
+                    named = self.processor.task_prompt(TASK_OF_STRATEGY["structured"], findings=findings)
+                    asked = self.processor(images=[film], text=named, return_tensors="pt").to(self.model.device)
                 generated = self.model.generate(
-                    input_ids=inputs["input_ids"],
-                    attention_mask=inputs["attention_mask"],
+                    input_ids=asked["input_ids"],
+                    attention_mask=asked["attention_mask"],
                     mm_encoder_outputs={"image": features},
                     do_sample=True,
                     min_p=DRAFT_MIN_P if question is None else ANSWER_MIN_P,
@@ -231,14 +239,27 @@ class FilmReader:
                     return_dict_in_generate=True,
                     output_logits=True,
                 )
-                costs = self.costs(self.processor.batch_decode_report(generated.sequences), features, question)
+                # Whatever they were asked, they answer what the first text answers.
+                written = generated.sequences[:, asked["input_ids"].shape[1] :]
+                drafts = torch.cat((inputs["input_ids"].expand(len(written), -1), written), dim=1)
+                costs = self.costs(self.processor.batch_decode_report(drafts), features, question)
                 best = costs.index(min(costs))
                 if costs[best] < lowest:  # of equals the first
                     lowest = costs[best]
                     scores = self.model.compute_transition_scores(
                         generated.sequences, generated.logits, normalize_logits=True
                     )
-                    result["sequence"], result["log_probs"] = generated.sequences[best].cpu(), scores[best].cpu()
+                    result["sequence"], result["log_probs"] = drafts[best].cpu(), scores[best].cpu()
+                    if asked is not inputs:
+                        result["log_probs"] = self.plain_log_probs(drafts[best : best + 1], len(scores[best]), features)
+
+    def plain_log_probs(self, sequence: torch.Tensor, num_new: int, features) -> torch.Tensor:
+        """How probable a text is where nothing is named: log probabilities (num_new,) of the tokens at its end."""
+        logits = self.model(
+            input_ids=sequence, mm_encoder_outputs={"image": features}, logits_to_keep=num_new + 1
+        ).logits
+        log_probs = logits[:, :-1].float().log_softmax(-1)
+        return log_probs.gather(-1, sequence[:, -num_new:, None])[0, :, 0].cpu()
 
     def say(self, film, task: str, **words) -> tuple[str, dict, object]:
         """The model's text for a task, the evidence record around it, and what the film gave."""

@@ -220,8 +220,9 @@ def read_films(
     if writer == "template":
         reports, num_drafts = [processor.template_report(one) for one in keywords], 1
     else:
+        asked = None if strategy == "direct" else prompts
         reports, features, log_probs = generate_reports(
-            reader, films, gaze, gaze_source, max_new_tokens, prompts, features, num_drafts=num_drafts
+            reader, films, gaze, gaze_source, max_new_tokens, asked, features, num_drafts=num_drafts
         )
         attention = visual_gaze_attention(reader.model, reports, log_probs.shape[1], features)
     return processor.post_process_evidence(
@@ -299,7 +300,8 @@ def generate_reports(
     log_probs = model.compute_transition_scores(generated.sequences, generated.scores, normalize_logits=True)
     first = Texts(generated.sequences, log_probs)
     if num_drafts > 1:
-        first = redraft(reader, first, text, features, num_drafts, questions, options)
+        plain = films if prompts is None and questions is None else None
+        first = redraft(reader, first, text, features, num_drafts, questions, options, plain)
     return first.sequences, features, first.log_probs
 
 
@@ -366,10 +368,12 @@ def redraft(
     num_drafts: int,
     questions: Sequence[str] | None,
     options: dict,
+    films: Sequence[Film] | None = None,
 ) -> Texts:
     """The first texts, or drafts of them that contradict less of what was seen.
 
-    Drafts are drawn a few at once, and more of them only where all of a film so far contradict something.
+    Drafts are drawn a few at once, and more of them only where all of a film so far contradict something. A plain
+    report of which the first few all do is then written from the findings that were seen, as a structured one is.
 
     Args:
         first: the likeliest text of each film.
@@ -378,6 +382,7 @@ def redraft(
         num_drafts: most drafts of a film, the first text among them.
         questions: what the texts answer, where they are no reports.
         options: of `generate`.
+        films: those of plain reports.
     """
     model, processor = reader.model, reader.processor
     pad = model.generation_config.pad_token_id
@@ -385,13 +390,18 @@ def redraft(
     texts, drawn = first, 1
     decoded = [[text] for text in processor.batch_decode_report(first.sequences)]
     lowest = np.array([cost[0] for cost in processor.contradictions(decoded, features, questions)])
+    named = set()  # films whose text was written from the findings
     while drawn < num_drafts and (lowest > 0).any():
         wrong = np.flatnonzero(lowest > 0).tolist()
         number = min(DRAFTS_AT_ONCE, num_drafts - drawn)
         tokens = [features.pooler_output[index] for index in wrong for _ in range(number)]
         noise = DraftNoise(number, DRAFT_MIN_P if questions is None else ANSWER_MIN_P, seed=drawn - 1)
+        asked = {name: values[wrong] for name, values in prompts.items()}
+        is_named = films is not None and drawn > DRAFTS_AT_ONCE
+        if is_named:
+            asked = named_findings(reader, films, features, wrong)
         generated = model.generate(
-            **{name: values[wrong].repeat_interleave(number, 0) for name, values in prompts.items()},
+            **{name: values.repeat_interleave(number, 0) for name, values in asked.items()},
             mm_encoder_outputs={"image": Gaze2ReportImageFeatures(pooler_output=tokens)},
             logits_processor=LogitsProcessorList([noise]),
             return_dict_in_generate=True,
@@ -399,8 +409,11 @@ def redraft(
             **(options | {"do_sample": False, "num_beams": 1, "streamer": None}),
         )
         log_probs = model.compute_transition_scores(generated.sequences, generated.logits, normalize_logits=True)
-        others = Texts(generated.sequences, log_probs)
-        drafts = iter(processor.batch_decode_report(generated.sequences))
+        # Whatever they were asked, they answer what the film's first text answers.
+        written = generated.sequences[:, asked["input_ids"].shape[1] :]
+        prompt = prompts["input_ids"][wrong].repeat_interleave(number, 0)
+        others = Texts(torch.cat((prompt, written), dim=1), log_probs)
+        drafts = iter(processor.batch_decode_report(others.sequences))
         decoded = [[] for _ in range(len(lowest))]
         for index in wrong:
             decoded[index] = [next(drafts) for _ in range(number)]
@@ -411,9 +424,46 @@ def redraft(
             if costs[index].min() < lowest[index]:
                 best = int(np.lexsort((-likelihood[place], costs[index]))[0])  # of equally good ones the likeliest
                 rows[index], lowest[index] = len(lowest) + place * number + best, costs[index][best]
+                if is_named:
+                    named.add(index)
         texts = texts.choose(rows, others, pad)
         drawn += number
+    if named:
+        rows = sorted(named)
+        texts.log_probs[rows] = plain_log_probs(reader, texts, rows, prompts, features)
     return texts
+
+
+def plain_log_probs(
+    reader: Reader,
+    texts: Texts,
+    rows: list[int],
+    prompts: dict[str, torch.Tensor],
+    features: Gaze2ReportImageFeatures,
+) -> torch.Tensor:
+    """How probable some of the texts are where nothing is named: log probabilities (R, L_new) of their tokens."""
+    sequences, num_new = texts.sequences[rows], texts.log_probs.shape[1]
+    mask = torch.cat((prompts["attention_mask"][rows], torch.ones_like(sequences[:, -num_new:])), dim=1)
+    tokens = [features.pooler_output[index] for index in rows]
+    logits = reader.model(
+        input_ids=sequences,
+        attention_mask=mask,
+        mm_encoder_outputs={"image": Gaze2ReportImageFeatures(pooler_output=tokens)},
+        logits_to_keep=num_new + 1,
+    ).logits
+    log_probs = logits[:, :-1].float().log_softmax(-1)
+    return log_probs.gather(-1, sequences[:, -num_new:, None]).squeeze(-1).to(texts.log_probs)
+
+
+def named_findings(
+    reader: Reader, films: Sequence[Film], features: Gaze2ReportImageFeatures, chosen: Sequence[int]
+) -> dict[str, torch.Tensor]:
+    """`input_ids` and `attention_mask` (B, L) of the prompts that name what was seen on the chosen films."""
+    processor = reader.processor
+    keywords = processor.post_process_findings(features, [(film.height, film.width) for film in films])
+    prompts = [processor.task_prompt("structured", findings=keywords[index]) for index in chosen]
+    inputs = processor(images=[films[index] for index in chosen], text=prompts, gaze_source="none", return_tensors="pt")
+    return {name: inputs[name].to(reader.model.device) for name in ("input_ids", "attention_mask")}
 
 
 # -- questions, phrases, boxes, order --------------------------------------------------------------------------------

@@ -97,6 +97,61 @@ def test_the_log_probabilities_are_those_of_the_kept_text(reader, tasteful):
     torch.testing.assert_close(log_probs[written], expected[written], rtol=1e-3, atol=1e-3)
 
 
+def rounds_of_two(reader, monkeypatch, wanted=None):
+    """Drafts two at once, all of which contradict something but the one of this number; the prompts that `generate`
+    was given, as text, and the texts that were judged."""
+    monkeypatch.setattr("modeling_gaze2report.inference.DRAFTS_AT_ONCE", 2)
+    asked, judged, generate = [], [], reader.model.generate
+
+    def spy(input_ids, **rest):
+        asked.append(reader.processor.tokenizer.batch_decode(input_ids)[0])
+        return generate(input_ids=input_ids, **rest)
+
+    def contradictions(drafts, features, questions=None):
+        numbers = range(len(judged), len(judged) + len(drafts[0]))
+        judged.extend(drafts[0])
+        return [np.array([float(number != wanted) for number in numbers])]
+
+    monkeypatch.setattr(reader.model, "generate", spy)
+    monkeypatch.setattr(reader.processor, "contradictions", contradictions)
+    return asked, judged
+
+
+def test_a_plain_report_that_no_draft_agrees_with_is_written_from_the_findings(reader, monkeypatch):
+    asked, judged = rounds_of_two(reader, monkeypatch, wanted=4)
+    sequences, features, log_probs = generate_reports(reader, [film(0)], num_drafts=9)
+    ((keywords,), (kept,)) = (
+        reader.processor.post_process_findings(features, [(film(0).height, film(0).width)]),
+        reader.processor.batch_decode_report(sequences),
+    )
+    named = reader.processor.tokenizer.batch_decode(
+        reader.processor(
+            images=film(0), text=reader.processor.task_prompt("structured", findings=keywords), return_tensors="pt"
+        )["input_ids"]
+    )[0]
+    assert len(asked) == 3 and asked[0] == asked[1] != asked[2] == named
+    assert len(judged) == 5 and kept == judged[4]
+
+    # What is kept stands behind the plain prompt, and is as probable as it is there.
+    plain = reader.processor(images=film(0), return_tensors="pt")["input_ids"]
+    assert torch.equal(sequences[:, : plain.shape[1]], plain)
+    num_new = log_probs.shape[1]
+    assert sequences.shape[1] == plain.shape[1] + num_new
+    with torch.inference_mode():
+        logits = reader.model(input_ids=sequences, mm_encoder_outputs={"image": features}).logits
+    expected = logits[:, -num_new - 1 : -1].log_softmax(-1).gather(-1, sequences[:, -num_new:, None]).squeeze(-1)
+    torch.testing.assert_close(log_probs, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_what_was_asked_for_anything_but_a_plain_report_is_asked_to_the_end(reader, monkeypatch):
+    for prompt in (reader.processor.task_prompt("grounded"), reader.processor.task_prompt("ask", question="Normal?")):
+        asked, _ = rounds_of_two(reader, monkeypatch)
+        questions = ["Normal?"] if "Normal?" in prompt else None
+        generate_reports(reader, [film(0)], prompts=[prompt], questions=questions, num_drafts=7)
+        assert len(asked) == 4 and len(set(asked)) == 1
+        monkeypatch.undo()
+
+
 def test_nothing_is_drawn_where_nothing_is_contradicted(reader, monkeypatch):
     calls, generate = [], reader.model.generate
     monkeypatch.setattr(reader.model, "generate", lambda **rest: calls.append(rest) or generate(**rest))

@@ -77,6 +77,31 @@ def test_more_drafts_are_drawn_while_all_contradict_something(reader, films, mon
     assert reader.last(reader.read(films[0]))["report"] == never["report"]  # of equals the likeliest text
 
 
+def test_a_plain_report_that_no_draft_agrees_with_is_written_from_the_findings(reader, films, monkeypatch):
+    monkeypatch.setattr(reading, "NUM_DRAFTS", 7)
+    monkeypatch.setattr(reading, "DRAFTS_AT_ONCE", 3)
+    prompts, generate = [], reader.model.generate
+
+    def spy(input_ids, **rest):
+        prompts.append(tuple(input_ids[0].tolist()))
+        return generate(input_ids=input_ids, **rest)
+
+    monkeypatch.setattr(reader.model, "generate", spy)
+    rounds = judged(monkeypatch, reader, lambda number: 0 if len(rounds) == 3 and number == 1 else 1)
+    kept = reader.last(reader.read(films[0]))
+    assert rounds == [(1, None), (3, None), (3, None)] and len(prompts) == 3
+    assert prompts[0] == prompts[1] != prompts[2]
+    findings = reader.processor.post_process_findings(reader.see(films[0]), [(films[0].height, films[0].width)])
+    named = reader.processor.task_prompt("structured", findings=findings[0])
+    assert prompts[2] == tuple(reader.processor(images=[films[0]], text=named)["input_ids"][0])
+    assert kept["sentences"] and all(0 < sentence["confidence"] <= 1 for sentence in kept["sentences"])
+
+    prompts.clear()
+    judged(monkeypatch, reader, lambda number: 1)
+    reader.last(reader.read(films[0], strategy="grounded"))
+    assert len(prompts) == 3 and len(set(prompts)) == 1
+
+
 def test_answers_are_judged_by_their_question_and_places_are_not(reader, films, monkeypatch):
     rounds = judged(monkeypatch, reader, lambda number: 0)
     assert reader.ask(films[0], "Is there an effusion?")["num_drafts"] == reading.NUM_ANSWER_DRAFTS
