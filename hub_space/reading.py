@@ -224,7 +224,7 @@ class FilmReader:
             for drawn in range(1, most, DRAFTS_AT_ONCE):
                 if lowest == 0:
                     break
-                if is_plain and drawn > DRAFTS_AT_ONCE:
+                if is_plain and drawn > DRAFTS_AT_ONCE and asked is inputs:
                     (findings,) = self.processor.post_process_findings(features, [(film.height, film.width)])
                     named = self.processor.task_prompt(TASK_OF_STRATEGY["structured"], findings=findings)
                     asked = self.processor(images=[film], text=named, return_tensors="pt").to(self.model.device)
@@ -236,25 +236,18 @@ class FilmReader:
                     min_p=DRAFT_MIN_P if question is None else ANSWER_MIN_P,
                     num_return_sequences=min(DRAFTS_AT_ONCE, most - drawn),
                     num_beams=1,
-                    return_dict_in_generate=True,
-                    output_logits=True,
                 )
                 # Whatever they were asked, they answer what the first text answers.
-                written = generated.sequences[:, asked["input_ids"].shape[1] :]
+                written = generated[:, asked["input_ids"].shape[1] :]
                 drafts = torch.cat((inputs["input_ids"].expand(len(written), -1), written), dim=1)
                 costs = self.costs(self.processor.batch_decode_report(drafts), features, question)
                 best = costs.index(min(costs))
                 if costs[best] < lowest:  # of equals the first
-                    lowest = costs[best]
-                    scores = self.model.compute_transition_scores(
-                        generated.sequences, generated.logits, normalize_logits=True
-                    )
-                    result["sequence"], result["log_probs"] = drafts[best].cpu(), scores[best].cpu()
-                    if asked is not inputs:
-                        result["log_probs"] = self.plain_log_probs(drafts[best : best + 1], len(scores[best]), features)
+                    lowest, result["sequence"] = costs[best], drafts[best].cpu()
+                    result["log_probs"] = self.log_probs(drafts[best : best + 1], written.shape[1], features)
 
-    def plain_log_probs(self, sequence: torch.Tensor, num_new: int, features) -> torch.Tensor:
-        """How probable a text is where nothing is named: log probabilities (num_new,) of the tokens at its end."""
+    def log_probs(self, sequence: torch.Tensor, num_new: int, features) -> torch.Tensor:
+        """How probable a text is behind its own prompt: log probabilities (num_new,) of the tokens at its end."""
         logits = self.model(
             input_ids=sequence, mm_encoder_outputs={"image": features}, logits_to_keep=num_new + 1
         ).logits

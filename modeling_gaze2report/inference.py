@@ -38,7 +38,7 @@ MAX_ANSWER_TOKENS = 96
 # Drafts are drawn of tokens at least this probable next to the likeliest one; less probable ones garble reports.
 # Answers are a few words, which have to fit their question: there what is improbable may still be what was seen.
 DRAFT_MIN_P, ANSWER_MIN_P = 0.1, 0.01
-# Drafts of a film that are drawn before its best one is looked at again.
+# Drafts of a film that are drawn before its best one is looked at again; then a plain report is told the findings.
 DRAFTS_AT_ONCE = 8
 
 
@@ -198,8 +198,8 @@ def read_films(
             `"structured"`, a report from the findings that were seen first. See `STRATEGIES`.
         writer: of structured reports, `"model"` or `"template"` (sentences from the findings alone; no language model).
         num_drafts: most drafts of a report. The first is the likeliest text; where it contradicts the findings that
-            were seen, others are drawn, a few at once while all contradict them, and the one that contradicts them
-            least is kept.
+            were seen, others are drawn, a few at once while all contradict them, of a direct report the later ones from
+            the findings by name, and the one that contradicts them least is kept.
 
     Raises:
         InputError: gaze that cannot be used, or `"recorded"` for a film without it; an unknown strategy or writer.

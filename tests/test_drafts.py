@@ -85,14 +85,18 @@ def test_drafts_depend_on_no_other_film_and_on_no_seed(reader, tasteful):
     assert [texts_of(reader, [one], num_drafts=5)[0] for one in films] == together
 
 
+def log_probs_behind_their_prompt(reader, sequences, features, num_new):
+    with torch.inference_mode():
+        logits = reader.model(input_ids=sequences, mm_encoder_outputs={"image": features}).logits
+    return logits[:, -num_new - 1 : -1].log_softmax(-1).gather(-1, sequences[:, -num_new:, None]).squeeze(-1)
+
+
 def test_the_log_probabilities_are_those_of_the_kept_text(reader, tasteful):
     sequences, features, log_probs = generate_reports(reader, [film(0), film(3)], num_drafts=6)
     kept, first = reader.processor.batch_decode_report(sequences), tasteful[0]
     assert any(text != texts[0] for text, texts in zip(kept, first, strict=True))
     num_new = log_probs.shape[1]
-    with torch.inference_mode():
-        logits = reader.model(input_ids=sequences, mm_encoder_outputs={"image": features}).logits
-    expected = logits[:, -num_new - 1 : -1].log_softmax(-1).gather(-1, sequences[:, -num_new:, None]).squeeze(-1)
+    expected = log_probs_behind_their_prompt(reader, sequences, features, num_new)
     written = sequences[:, -num_new:] != reader.model.generation_config.pad_token_id
     torch.testing.assert_close(log_probs[written], expected[written], rtol=1e-3, atol=1e-3)
 
@@ -120,15 +124,10 @@ def rounds_of_two(reader, monkeypatch, wanted=None):
 def test_a_plain_report_that_no_draft_agrees_with_is_written_from_the_findings(reader, monkeypatch):
     asked, judged = rounds_of_two(reader, monkeypatch, wanted=4)
     sequences, features, log_probs = generate_reports(reader, [film(0)], num_drafts=9)
-    ((keywords,), (kept,)) = (
-        reader.processor.post_process_findings(features, [(film(0).height, film(0).width)]),
-        reader.processor.batch_decode_report(sequences),
-    )
-    named = reader.processor.tokenizer.batch_decode(
-        reader.processor(
-            images=film(0), text=reader.processor.task_prompt("structured", findings=keywords), return_tensors="pt"
-        )["input_ids"]
-    )[0]
+    (kept,) = reader.processor.batch_decode_report(sequences)
+    (keywords,) = reader.processor.post_process_findings(features, [(film(0).height, film(0).width)])
+    prompt = reader.processor.task_prompt("structured", findings=keywords)
+    (named,) = reader.processor.tokenizer.batch_decode(reader.processor(images=film(0), text=prompt)["input_ids"])
     assert len(asked) == 3 and asked[0] == asked[1] != asked[2] == named
     assert len(judged) == 5 and kept == judged[4]
 
@@ -137,9 +136,7 @@ def test_a_plain_report_that_no_draft_agrees_with_is_written_from_the_findings(r
     assert torch.equal(sequences[:, : plain.shape[1]], plain)
     num_new = log_probs.shape[1]
     assert sequences.shape[1] == plain.shape[1] + num_new
-    with torch.inference_mode():
-        logits = reader.model(input_ids=sequences, mm_encoder_outputs={"image": features}).logits
-    expected = logits[:, -num_new - 1 : -1].log_softmax(-1).gather(-1, sequences[:, -num_new:, None]).squeeze(-1)
+    expected = log_probs_behind_their_prompt(reader, sequences, features, num_new)
     torch.testing.assert_close(log_probs, expected, rtol=1e-3, atol=1e-3)
 
 
