@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -138,7 +139,7 @@ class FilmReader:
             # gradio sends differences between outputs, and loses count where lists in lists get shorter.
             empty = record | {"sentences": []}
             yield {"record": empty, "live": REDRAFTING, "done": False, "seconds": time.monotonic() - started}
-            self.redraft(film, features, prompt, result, cost)
+            self.redraft(film, features, prompt, result, cost, name_findings=strategy != "grounded")
         record = record_of(result["sequence"], result["log_probs"])
         yield {"record": record, "live": "", "done": True, "seconds": time.monotonic() - started}
 
@@ -207,25 +208,34 @@ class FilmReader:
         return self.costs(self.processor.batch_decode_report([result["sequence"]]), features, question)[0]
 
     @torch.inference_mode()
-    def redraft(self, film, features, prompt: str, result: dict, lowest: float, question: str | None = None) -> None:
+    def redraft(
+        self,
+        film,
+        features,
+        prompt: str,
+        result: dict,
+        lowest: float,
+        question: str | None = None,
+        name_findings: bool = False,
+    ) -> None:
         """Put the draft that contradicts least of what was seen into `result`; the same at every visit.
-
-        A plain report of which the first few drafts all contradict something is then written from the findings that
-        were seen, as a structured one is.
 
         Args:
             lowest: how far the text in `result` contradicts it.
+            name_findings: a report of which the first few drafts all contradict something is then written from the
+                findings that were seen, as a structured one is, each of them named as certain.
         """
         inputs = self.processor(images=[film], text=prompt, return_tensors="pt").to(self.model.device)
         most = self.drafts_allowed(question)["num_drafts"]
-        asked, is_plain = inputs, prompt == self.processor.task_prompt(TASK_OF_STRATEGY["direct"])
+        asked = inputs
         with torch.random.fork_rng():
             torch.manual_seed(0)
             for drawn in range(1, most, DRAFTS_AT_ONCE):
                 if lowest == 0:
                     break
-                if is_plain and drawn > DRAFTS_AT_ONCE and asked is inputs:
+                if name_findings and drawn > DRAFTS_AT_ONCE and asked is inputs:
                     (findings,) = self.processor.post_process_findings(features, [(film.height, film.width)])
+                    findings = [replace(finding, confidence="definite") for finding in findings]
                     named = self.processor.task_prompt(TASK_OF_STRATEGY["structured"], findings=findings)
                     asked = self.processor(images=[film], text=named, return_tensors="pt").to(self.model.device)
                 generated = self.model.generate(

@@ -4,7 +4,7 @@ import contextlib
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +38,7 @@ MAX_ANSWER_TOKENS = 96
 # Drafts are drawn of tokens at least this probable next to the likeliest one; less probable ones garble reports.
 # Answers are a few words, which have to fit their question: there what is improbable may still be what was seen.
 DRAFT_MIN_P, ANSWER_MIN_P = 0.1, 0.01
-# Drafts of a film that are drawn before its best one is looked at again; then a plain report is told the findings.
+# Drafts of a film that are drawn before its best one is looked at again; then a report is told the findings as certain.
 DRAFTS_AT_ONCE = 8
 
 
@@ -198,8 +198,8 @@ def read_films(
             `"structured"`, a report from the findings that were seen first. See `STRATEGIES`.
         writer: of structured reports, `"model"` or `"template"` (sentences from the findings alone; no language model).
         num_drafts: most drafts of a report. The first is the likeliest text; where it contradicts the findings that
-            were seen, others are drawn, a few at once while all contradict them, of a direct report the later ones from
-            the findings by name, and the one that contradicts them least is kept.
+            were seen, others are drawn, a few at once while all contradict them, of a direct or structured report the
+            later ones from the findings named as certain, and the one that contradicts them least is kept.
 
     Raises:
         InputError: gaze that cannot be used, or `"recorded"` for a film without it; an unknown strategy or writer.
@@ -222,7 +222,15 @@ def read_films(
     else:
         asked = None if strategy == "direct" else prompts
         reports, features, log_probs = generate_reports(
-            reader, films, gaze, gaze_source, max_new_tokens, asked, features, num_drafts=num_drafts
+            reader,
+            films,
+            gaze,
+            gaze_source,
+            max_new_tokens,
+            asked,
+            features,
+            num_drafts=num_drafts,
+            name_findings=strategy != "grounded",
         )
         attention = visual_gaze_attention(reader.model, reports, log_probs.shape[1], features)
     return processor.post_process_evidence(
@@ -261,6 +269,7 @@ def generate_reports(
     streamer=None,
     num_drafts: int = 1,
     questions: Sequence[str] | None = None,
+    name_findings: bool | None = None,
 ) -> tuple[torch.Tensor, Gaze2ReportImageFeatures, torch.Tensor]:
     """The same before it is made readable; see [`read_films`] for the arguments.
 
@@ -269,6 +278,7 @@ def generate_reports(
         features: what the films give, where it is known already.
         streamer: of `generate`, for a single film; of the first draft.
         questions: what the texts answer, where they are no reports; drafts of answers are judged by it.
+        name_findings: whether the prompt of later drafts names the findings; left out, that of plain reports does.
 
     Returns:
         token ids (B, L) with the prompt, the features that the images gave, and the log probabilities (B, L_new) of the
@@ -300,8 +310,9 @@ def generate_reports(
     log_probs = model.compute_transition_scores(generated.sequences, generated.scores, normalize_logits=True)
     first = Texts(generated.sequences, log_probs)
     if num_drafts > 1:
-        plain = films if prompts is None and questions is None else None
-        first = redraft(reader, first, text, features, num_drafts, questions, options, plain)
+        if name_findings is None:
+            name_findings = prompts is None and questions is None
+        first = redraft(reader, first, text, features, num_drafts, questions, options, films if name_findings else None)
     return first.sequences, features, first.log_probs
 
 
@@ -372,8 +383,9 @@ def redraft(
 ) -> Texts:
     """The first texts, or drafts of them that contradict less of what was seen.
 
-    Drafts are drawn a few at once, and more of them only where all of a film so far contradict something. A plain
-    report of which the first few all do is then written from the findings that were seen, as a structured one is.
+    Drafts are drawn a few at once, and more of them only where all of a film so far contradict something. A report of
+    which the first few all do is then written from the findings that were seen, as a structured one is, each of them
+    named as certain: what is said to be possible the language model leaves out now and then.
 
     Args:
         first: the likeliest text of each film.
@@ -382,7 +394,7 @@ def redraft(
         num_drafts: most drafts of a film, the first text among them.
         questions: what the texts answer, where they are no reports.
         options: of `generate`.
-        films: those of plain reports.
+        films: of reports whose later drafts are told the findings.
     """
     model, processor = reader.model, reader.processor
     pad = model.generation_config.pad_token_id
@@ -458,10 +470,11 @@ def plain_log_probs(
 def named_findings(
     reader: Reader, films: Sequence[Film], features: Gaze2ReportImageFeatures, chosen: Sequence[int]
 ) -> dict[str, torch.Tensor]:
-    """`input_ids` and `attention_mask` (B, L) of the prompts that name what was seen on the chosen films."""
+    """`input_ids` and `attention_mask` (B, L) of the prompts that name what was seen on the chosen films as certain."""
     processor = reader.processor
     keywords = processor.post_process_findings(features, [(film.height, film.width) for film in films])
-    prompts = [processor.task_prompt("structured", findings=keywords[index]) for index in chosen]
+    certain = [[replace(keyword, confidence="definite") for keyword in keywords[index]] for index in chosen]
+    prompts = [processor.task_prompt("structured", findings=one) for one in certain]
     inputs = processor(images=[films[index] for index in chosen], text=prompts, gaze_source="none", return_tensors="pt")
     return {name: inputs[name].to(reader.model.device) for name in ("input_ids", "attention_mask")}
 

@@ -169,7 +169,15 @@ class TaskEvaluation:
                 # A reading follows the gaze and leaves out what was not looked at: nothing to hold against it.
                 drafts = 1 if task == "reading" else self.num_drafts
                 sequences, _, _ = generate_reports(
-                    self.reader, films, None, self.gaze_source, None, asked, features, num_drafts=drafts
+                    self.reader,
+                    films,
+                    None,
+                    self.gaze_source,
+                    None,
+                    asked,
+                    features,
+                    num_drafts=drafts,
+                    name_findings=task == "structured",
                 )
                 texts = processor.post_process_grounding(processor.batch_decode_report(sequences), films, features)
                 written[task] += [text.text for text in texts]

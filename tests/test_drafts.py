@@ -1,5 +1,7 @@
 """Drafts: where a text contradicts what the model saw, others are drawn and the fittest is kept."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from modeling_gaze2report.inference import (
     answer_questions,
     embedded_folder,
     generate_reports,
+    image_features,
     load_reader,
     read_films,
 )
@@ -121,23 +124,43 @@ def rounds_of_two(reader, monkeypatch, wanted=None):
     return asked, judged
 
 
-def test_a_plain_report_that_no_draft_agrees_with_is_written_from_the_findings(reader, monkeypatch):
-    asked, judged = rounds_of_two(reader, monkeypatch, wanted=4)
-    sequences, features, log_probs = generate_reports(reader, [film(0)], num_drafts=9)
-    (kept,) = reader.processor.batch_decode_report(sequences)
+@pytest.mark.parametrize("strategy", ["report", "structured"])
+def test_a_report_that_no_draft_agrees_with_is_written_from_certain_findings(reader, monkeypatch, strategy):
+    monkeypatch.setattr(reader.processor, "finding_thresholds", [0.03] * 14)
+    features = image_features(reader, [film(0)])
     (keywords,) = reader.processor.post_process_findings(features, [(film(0).height, film(0).width)])
-    prompt = reader.processor.task_prompt("structured", findings=keywords)
-    (named,) = reader.processor.tokenizer.batch_decode(reader.processor(images=film(0), text=prompt)["input_ids"])
-    assert len(asked) == 3 and asked[0] == asked[1] != asked[2] == named
+    assert len(keywords) > 1 and {keyword.confidence for keyword in keywords} != {"definite"}
+
+    def prompt_of(findings, task="structured"):
+        prompt = reader.processor.task_prompt(task, findings=findings if task == "structured" else None)
+        return prompt, reader.processor(images=film(0), text=prompt, return_tensors="pt")["input_ids"]
+
+    prompt, own = prompt_of(keywords, strategy)
+    certain = prompt_of([replace(keyword, confidence="definite") for keyword in keywords])[1]
+    asked, judged = rounds_of_two(reader, monkeypatch, wanted=4)
+    sequences, features, log_probs = generate_reports(
+        reader, [film(0)], prompts=[prompt], num_drafts=9, name_findings=True
+    )
+    (kept,) = reader.processor.batch_decode_report(sequences)
+    own_text, certain_text = (reader.processor.tokenizer.decode(ids[0]) for ids in (own, certain))
+    assert asked == [own_text, own_text, certain_text] and own_text != certain_text
     assert len(judged) == 5 and kept == judged[4]
 
-    # What is kept stands behind the plain prompt, and is as probable as it is there.
-    plain = reader.processor(images=film(0), return_tensors="pt")["input_ids"]
-    assert torch.equal(sequences[:, : plain.shape[1]], plain)
+    # What is kept stands behind its own prompt, and is as probable as it is there.
+    assert torch.equal(sequences[:, : own.shape[1]], own)
     num_new = log_probs.shape[1]
-    assert sequences.shape[1] == plain.shape[1] + num_new
+    assert sequences.shape[1] == own.shape[1] + num_new
     expected = log_probs_behind_their_prompt(reader, sequences, features, num_new)
     torch.testing.assert_close(log_probs, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("strategy", ["direct", "structured", "grounded"])
+def test_reports_without_boxes_are_told_the_findings(reader, monkeypatch, strategy):
+    asked, _ = rounds_of_two(reader, monkeypatch)
+    monkeypatch.setattr(reader.processor, "finding_thresholds", [0.03] * 14)
+    read_films(reader, [film(0)], strategy=strategy, num_drafts=5)
+    assert len(asked) == 3 and asked[0] == asked[1]
+    assert (asked[2] == asked[1]) == (strategy == "grounded")
 
 
 def test_what_was_asked_for_anything_but_a_plain_report_is_asked_to_the_end(reader, monkeypatch):

@@ -1,5 +1,7 @@
 """The Space's reader by itself: drafts where a text contradicts what was seen."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -77,7 +79,8 @@ def test_more_drafts_are_drawn_while_all_contradict_something(reader, films, mon
     assert reader.last(reader.read(films[0]))["report"] == never["report"]  # of equals the likeliest text
 
 
-def test_a_plain_report_that_no_draft_agrees_with_is_written_from_the_findings(reader, films, monkeypatch):
+@pytest.mark.parametrize("strategy", ["direct", "structured"])
+def test_a_report_that_no_draft_agrees_with_is_written_from_certain_findings(reader, films, monkeypatch, strategy):
     monkeypatch.setattr(reading, "NUM_DRAFTS", 7)
     monkeypatch.setattr(reading, "DRAFTS_AT_ONCE", 3)
     prompts, generate = [], reader.model.generate
@@ -88,11 +91,14 @@ def test_a_plain_report_that_no_draft_agrees_with_is_written_from_the_findings(r
 
     monkeypatch.setattr(reader.model, "generate", spy)
     rounds = judged(monkeypatch, reader, lambda number: 0 if len(rounds) == 3 and number == 1 else 1)
-    kept = reader.last(reader.read(films[0]))
+    monkeypatch.setattr(reader.processor, "finding_thresholds", [0.001] * 14)
+    kept = reader.last(reader.read(films[0], strategy=strategy))
     assert rounds == [(1, None), (3, None), (3, None)] and len(prompts) == 3
     assert prompts[0] == prompts[1] != prompts[2]
-    findings = reader.processor.post_process_findings(reader.see(films[0]), [(films[0].height, films[0].width)])
-    named = reader.processor.task_prompt("structured", findings=findings[0])
+    (findings,) = reader.processor.post_process_findings(reader.see(films[0]), [(films[0].height, films[0].width)])
+    assert len(findings) > 1 and {finding.confidence for finding in findings} != {"definite"}
+    certain = [replace(finding, confidence="definite") for finding in findings]
+    named = reader.processor.task_prompt("structured", findings=certain)
     assert prompts[2] == tuple(reader.processor(images=[films[0]], text=named)["input_ids"][0])
     assert kept["sentences"] and all(0 < sentence["confidence"] <= 1 for sentence in kept["sentences"])
 
