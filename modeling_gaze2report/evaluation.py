@@ -44,7 +44,9 @@ class ModelPredictor:
 
     def __call__(self, records: list[dict], gaze_source: str, gaze: Sequence[np.ndarray | None]) -> list[Prediction]:
         films = [load_film(record["image"], name=record["image_id"]) for record in records]
-        sequences, features, _ = generate_reports(self.reader, films, gaze, gaze_source, num_drafts=self.num_drafts)
+        sequences, features, _ = generate_reports(
+            self.reader, films, gaze, gaze_source, num_drafts=self.num_drafts, name_findings=True
+        )
         processor = self.reader.processor
         observations = processor.post_process_observation(features, [(film.height, film.width) for film in films])
         return [

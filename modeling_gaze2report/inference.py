@@ -269,7 +269,7 @@ def generate_reports(
     streamer=None,
     num_drafts: int = 1,
     questions: Sequence[str] | None = None,
-    name_findings: bool | None = None,
+    name_findings: bool = False,
 ) -> tuple[torch.Tensor, Gaze2ReportImageFeatures, torch.Tensor]:
     """The same before it is made readable; see [`read_films`] for the arguments.
 
@@ -278,7 +278,7 @@ def generate_reports(
         features: what the films give, where it is known already.
         streamer: of `generate`, for a single film; of the first draft.
         questions: what the texts answer, where they are no reports; drafts of answers are judged by it.
-        name_findings: whether the prompt of later drafts names the findings; left out, that of plain reports does.
+        name_findings: later drafts of a report are told the findings that were seen; see [`redraft`].
 
     Returns:
         token ids (B, L) with the prompt, the features that the images gave, and the log probabilities (B, L_new) of the
@@ -310,8 +310,6 @@ def generate_reports(
     log_probs = model.compute_transition_scores(generated.sequences, generated.scores, normalize_logits=True)
     first = Texts(generated.sequences, log_probs)
     if num_drafts > 1:
-        if name_findings is None:
-            name_findings = prompts is None and questions is None
         first = redraft(reader, first, text, features, num_drafts, questions, options, films if name_findings else None)
     return first.sequences, features, first.log_probs
 
@@ -442,18 +440,18 @@ def redraft(
         drawn += number
     if named:
         rows = sorted(named)
-        texts.log_probs[rows] = plain_log_probs(reader, texts, rows, prompts, features)
+        texts.log_probs[rows] = own_log_probs(reader, texts, rows, prompts, features)
     return texts
 
 
-def plain_log_probs(
+def own_log_probs(
     reader: Reader,
     texts: Texts,
     rows: list[int],
     prompts: dict[str, torch.Tensor],
     features: Gaze2ReportImageFeatures,
 ) -> torch.Tensor:
-    """How probable some of the texts are where nothing is named: log probabilities (R, L_new) of their tokens."""
+    """How probable some of the texts are behind their own prompts: log probabilities (R, L_new) of their tokens."""
     sequences, num_new = texts.sequences[rows], texts.log_probs.shape[1]
     mask = torch.cat((prompts["attention_mask"][rows], torch.ones_like(sequences[:, -num_new:])), dim=1)
     tokens = [features.pooler_output[index] for index in rows]
